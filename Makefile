@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online real-weights format lock clean
+.PHONY: setup demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online bench-plan real-weights format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -61,7 +61,7 @@ test-unit: setup
 	$(BIN)/python -m pytest $(LANED) tests/unit
 
 # All benchmarks, for a machine with nothing else to do.
-bench: bench-learner bench-store bench-pregen bench-semi-online
+bench: bench-learner bench-store bench-pregen bench-semi-online bench-plan
 
 # The learner against TRL and against itself; docs/BENCHMARKS.md says what is measured.
 bench-learner: setup
@@ -76,6 +76,11 @@ bench-pregen: setup
 	$(BIN)/python -m examples.easy_vqa
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
 
+# How far plans are from real runs.
+bench-plan: .venv/.done-bench
+	$(BIN)/python -m examples.easy_vqa
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.plan
+
 # What online iterations cost, measured and forecast.
 bench-semi-online: setup
 	$(BIN)/python -m examples.easy_vqa
@@ -89,7 +94,7 @@ test-faults: setup
 # All end-to-end tests, with those that take minutes: replicas that die, damaged weights, a kill between online
 # iterations, turns on one machine, a study, an audit, all that is not the default.
 test-long: setup
-	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e
+	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e tests/families
 
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray examples jobs tests bench

@@ -52,13 +52,13 @@ class Assumed:
     """
 
     groups_per_step: int = 256
-    """Questions of an iteration, as in conf/qwen3_vl_cluster.yaml."""
+    """Questions of an iteration, as in conf/machines/32x80gb.yaml."""
     teacher_answers: int = Rollout().teacher_answers
     """Of the teacher to each question of an online iteration; the paper's S#4 + T#4."""
     student_answers: int = Rollout().student_answers
     """The same of the student."""
     teacher_gpus: int = 2
-    """GPUs of a teacher replica, as in conf/qwen3_vl_cluster.yaml; the student's replicas have one each."""
+    """GPUs of a teacher replica, as in conf/machines/32x80gb.yaml; the student's replicas have one each."""
     batch_rows: int = 2
     """Questions of a batch: few, so that an iteration's batches divide well among many replicas."""
     max_staleness: int = Rollout().max_staleness
@@ -173,7 +173,7 @@ def hours(assumed: Assumed, share: float, gpus: int, *, turns: bool = False) -> 
     )
     seconds = making.seconds(assumed.groups_per_step) + turns * assumed.wake_seconds
     rates = Rates(
-        learner_seconds=assumed.learner_seconds,
+        group_seconds=assumed.learner_seconds / assumed.groups_per_step,
         publish_seconds=assumed.handover_seconds,
         load_seconds=assumed.handover_seconds,
         start_seconds=None,

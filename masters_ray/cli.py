@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -86,12 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--ratios", type=_ratios, default="0.5,0.4,0.3,0.2,0.1,0", help=told)
     audit = add("judge-audit", _judge_audit, "how far student, teacher and rule agree as judges", sampled)
     audit.add_argument("--ratio", type=float, default=0.0, help="of the answering teacher's mask; default: %(default)s")
-    simulate = add("simulate", _simulate, "what online iterations would cost, from measured rates", configured)
-    simulate.add_argument("--rates", type=Path, help="a run with online iterations, or a rates.json; default: run.dir")
-    simulate.add_argument("--questions", type=int, help="of the run; default: data.train.rows")
-    simulate.add_argument("--shares", default="0,0.05,0.1,0.2,0.5,1", help="online fractions; default: %(default)s")
+    plan = add(
+        "plan", _plan, "what a run costs: hours, store, memory; what limits it, and what would change that", configured
+    )
+    plan.add_argument("--rates", type=Path, help="a run, or a rates.json; default: run.dir, if it has learned")
+    plan.add_argument("--probe", action="store_true", help="measure the rates by a small run on these devices first")
+    plan.add_argument("--questions", type=int, help="of the run; default: data.train.rows, or all of the data")
+    plan.add_argument("--shares", default="0,0.05,0.1,0.2,0.5,1", help="online fractions; default: %(default)s")
     pools = "compare these, too: of teacher, student, judge (with the reference policy)"
-    simulate.add_argument("--replicas", action="append", default=[], metavar="teacher=2,student=4", help=pools)
+    plan.add_argument("--replicas", action="append", default=[], metavar="teacher=2,student=4", help=pools)
+    plan.add_argument("--prompt-tokens", type=float, help="mean of a question; for an estimate without data")
+    plan.add_argument("--answer-tokens", type=float, help="mean of an answer, for an estimate")
     study = add("study", _study, "run the variants of a configuration with several seeds, compare them")
     study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
     return parser
@@ -219,17 +224,22 @@ def _examine(
         say(f"page {examine(config, directory, arguments.config)}")
 
 
-def _simulate(arguments: argparse.Namespace) -> None:
-    from masters_ray import config
-    from masters_ray.plan import compared_lines
+def _plan(arguments: argparse.Namespace) -> None:
+    from masters_ray import plan
+    from masters_ray.plan.sources import Asked
 
-    words = [] if arguments.questions is None else [f"data.train.rows={arguments.questions}"]
-
-    def load(more: Sequence[str]) -> Config:
-        return config.load(arguments.config, [*arguments.overrides, *words, *more])
-
-    for line in compared_lines(load, arguments.rates, arguments.shares, arguments.replicas):
-        say(line)
+    asked = Asked(
+        rates=arguments.rates,
+        probes=arguments.probe,
+        questions=arguments.questions,
+        shares=arguments.shares,
+        replicas=arguments.replicas,
+        prompt_tokens=arguments.prompt_tokens,
+        answer_tokens=arguments.answer_tokens,
+    )
+    made = plan.make(arguments.config, arguments.overrides, asked)
+    plan.tell(made)
+    say(f"page {Path(made.config.run.dir) / 'plan' / 'plan.html'}")
 
 
 def _study(arguments: argparse.Namespace) -> None:

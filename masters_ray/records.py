@@ -6,7 +6,7 @@ Problem ─► Answer ─► JudgedAnswer ─► ScoredAnswer ─► RolloutGrou
 import hashlib
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 import numpy as np
@@ -348,3 +348,7 @@ class StageOutcome(AnswerTally):
     seconds: float
     set_aside: dict[str, int]
     """Questions without a row: ``Rejected.kind`` → count."""
+    calls: dict[str, dict[str, float]] = field(default_factory=dict)
+    """As ``OnlineStep.calls``, of the process that finished the stage. Empty: not noted by an earlier version."""
+    stored_bytes: int = 0
+    """Size of the stage's store."""

@@ -90,8 +90,8 @@ class _Texts(yaml.SafeLoader):
 
 
 def load(file: str | Path, overrides: list[str] | None = None) -> Config:
-    """Merges the defaults, ``file`` and the ``key=value`` overrides; later ones win. Raises ConfigError with every
-    violation: unknown keys, wrong types, missing keys and broken rules."""
+    """Merges the defaults, ``file`` and the overrides, ``key=value`` or further files; later ones win. Raises
+    ConfigError with every violation: unknown keys, wrong types, missing keys and broken rules."""
     config, complaints = read(file, overrides)
     if complaints:
         raise ConfigError(complaints)
@@ -142,8 +142,12 @@ def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any
 def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
     for word in words:
         key, equals, text = word.partition("=")
+        if not equals and word.endswith((".yaml", ".yml")):
+            yield from _of_file(Path(word), complaints)
+            continue
         if not equals or not key:
-            complaints.append(Complaint(word, "key=value", "no '='", "Write for instance learner.workers=2."))
+            remedy = "Write for instance learner.workers=2, or name a YAML file."
+            complaints.append(Complaint(word, "key=value", "no '='", remedy))
             continue
         kind = _key_of(key).kind
         # A text key's value stays as typed unless it is quoted or null.

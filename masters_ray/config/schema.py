@@ -35,6 +35,12 @@ class Run(ConfigSection):
 class Cluster(ConfigSection):
     local_cpus: Annotated[PositiveInt | None, KeyScope.RESUMABLE] = None
     """Logical CPUs of the Ray that ``run`` starts when RAY_ADDRESS is not set; default: all of the machine."""
+    gpu: Annotated[
+        Literal["a100-80gb", "h100-80gb", "h200", "l40s", "rtx4090", "a10g", "l4"] | None, KeyScope.RESUMABLE
+    ] = None
+    """Card of the nodes: the plan calculates with its memory and speed where no run has been measured."""
+    price: Annotated[NonNegativeFloat | None, KeyScope.RESUMABLE] = None
+    """Price of an hour of one GPU, or of one CPU where no GPU is used, in any currency: for the plan."""
     grows: Annotated[bool, KeyScope.RESUMABLE] = False
     """Wait for more nodes instead of refusing the run; for autoscalers unknown to Ray (Ray's own is detected)."""
 

@@ -87,6 +87,7 @@ def write(run: RunContext) -> None:
         config_file=noted["config_file"],
         versions=dict(_versions()),
         config=to_yaml(config),
+        planned=facts.read_plan(directory.root),
     )
     count = config.evaluation.examples
     examples = [*_learned(directory, count), *_changed(held_out, marks, count)]

@@ -83,6 +83,8 @@ def roll_out(
         teacher_digest=report.digest,
         seconds=work.seconds(),
         set_aside=dict(Counter(one.kind for one in work.rejected.values())),
+        calls=maker.calls(),
+        stored_bytes=writer.folder.bytes(),
         **vars(work.tally),
     )
     writer.finish(dataclasses.asdict(outcome))

@@ -1,33 +1,134 @@
-"""Forecasts how long a configuration's run takes at measured rates; needs no cluster and no model library.
+"""``masters-ray plan``: forecasts what a configuration's run costs, what limits it, and what would change that.
 
-online.jsonl, metrics.jsonl, journal.json ─► Rates ─► forecast(config, rates) ─► Forecast ─► ``compared_lines``
+a run, its probe, rates.json or a card's data sheet ─► Rates ─► forecast(config, rates) ─► Forecast ─► table, plan.json,
+plan.html. A run keeps plan.json, and its report compares it with what happened.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
-from masters_ray.config import Config
-from masters_ray.plan.forecast import Forecast, forecast
-from masters_ray.plan.rates import Rates
+from masters_ray import config as configuration
+from masters_ray.config import Config, to_yaml
+from masters_ray.files import write_json, write_text
+from masters_ray.plan.forecast import Forecast, cores_of, forecast
+from masters_ray.plan.levers import Lever, levers
+from masters_ray.plan.memory import EngineBytes, WorkerBytes
+from masters_ray.plan.sources import Asked, Source, memory_of, source
+from masters_ray.progress import say
+from masters_ray.report.render import duration, render
+from masters_ray.report.summary import PLAN, Planned
 
 
-def compared_lines(
-    load: Callable[[Sequence[str]], Config], rates_from: Path | None, fractions: str, replicas: Sequence[str]
-) -> Iterator[str]:
-    """Yields the table of ``masters-ray simulate``. load: overrides → the configuration. rates_from: a run's directory
-    or a rates.json; None: run.dir. fractions: of online iterations, with commas between. replicas: alternatives to the
-    configuration's counts, for example ``teacher=2,student=4``."""
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What a lever does to a forecast."""
+
+    lever: Lever
+    seconds: float
+    """Wall seconds saved; below 0: lost."""
+    device_hours: float
+    """Hours of held devices saved."""
+    store_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    config: Config
+    source: Source
+    forecast: Forecast
+    others: list[Forecast]
+    """Of the online shares and replicas asked for."""
+    effects: list[Effect]
+    """Those that change something, the largest saving first."""
+    engines: Mapping[str, EngineBytes]
+    """Section of the configuration → what a rank of its engine holds, where checkpoints are on this machine."""
+    learner: WorkerBytes | None
+
+    def price(self, one: Forecast) -> float | None:
+        return None if self.config.cluster.price is None else one.device_hours * self.config.cluster.price
+
+
+def make(file: str, overrides: Sequence[str], asked: Asked) -> Plan:
+    """Makes a plan, writes plan.json and plan.html below run.dir. Raises ConfigError, StoreError."""
+
+    def load(more: Sequence[str]) -> Config:
+        return configuration.load(file, [*overrides, *more])
+
     config = load([])
-    rates = Rates.load(source := rates_from or Path(config.run.dir))
-    choices = [[], *([one.replace("=", ".replicas=") for one in choice.split(",")] for choice in replicas)]
-    cases = itertools.product(fractions.split(","), choices)
-    found = [forecast(load([f"rollout.online_fraction={fraction}", *choice]), rates) for fraction, choice in cases]
-    yield f"rates of {source}, {found[0].steps} iterations, at most {config.rollout.max_staleness} steps behind"
-    yield ""
-    yield from columns([_cells(one, found[0]) for one in found])
+    found = source(config, load, file, asked)
+    counts = found.questions, found.held_out, cores_of(config)
+
+    def forecast_of(words: Sequence[str]) -> Forecast:
+        changed = load(words)
+        return forecast(changed, found.rates_of(changed), *counts)
+
+    here = forecast_of([])
+    plan = Plan(
+        config=config,
+        source=found,
+        forecast=here,
+        others=[forecast_of(words) for words in _choices(asked, found)],
+        effects=sorted(_effects(config, here, forecast_of), key=lambda one: -one.seconds),
+        **memory_of(config, found),
+    )
+    folder = Path(config.run.dir) / "plan"
+    phases = {name: one.seconds for name, one in here.phases.items()}
+    kept = Planned(source=found.told, phases=phases, store_bytes=here.store_bytes, config=to_yaml(config))
+    write_json(folder.parent / PLAN, kept)
+    page = render(__name__, "plan.html.jinja", name=file, plan=plan, gib=gib, yaml=kept.config)
+    write_text(folder / "plan.html", page)
+    return plan
+
+
+def _choices(asked: Asked, found: Source) -> Iterator[list[str]]:
+    """Yields the overrides of every share with every choice of replicas."""
+    choices = [[], *([one.replace("=", ".replicas=") for one in choice.split(",")] for choice in asked.replicas)]
+    for fraction, choice in itertools.product(asked.shares.split(","), choices):
+        if found.rates.publish_seconds is not None or float(fraction) == 0:
+            yield [f"rollout.online_fraction={fraction}", *choice]
+
+
+def _effects(config: Config, here: Forecast, forecast_of: Callable[[Sequence[str]], Forecast]) -> Iterator[Effect]:
+    for lever in levers(config):
+        there = forecast_of(lever.words)
+        effect = Effect(
+            lever=lever,
+            seconds=here.seconds - there.seconds,
+            device_hours=here.device_hours - there.device_hours,
+            store_bytes=(here.store_bytes or 0.0) - (there.store_bytes or 0.0),
+        )
+        if abs(effect.seconds) > 0.005 * here.seconds or effect.store_bytes > 0.005 * (here.store_bytes or 0.0):
+            yield effect
+
+
+def tell(plan: Plan) -> None:
+    """Prints a plan."""
+    here, price = plan.forecast, plan.price(plan.forecast)
+    say(f"rates: {plan.source.told}")
+    say(f"{plan.source.questions} training questions, {here.steps} optimizer steps, {plan.source.held_out} held out")
+    for remark in plan.source.remarks:
+        say(remark)
+    say("")
+    for line in columns([_phase(here, name) for name in here.phases]):
+        say(line)
+    cost = f", {price:,.0f} to pay" if price is not None else ""
+    stored = "" if here.store_bytes is None else f", {gib(here.store_bytes)} of rollouts stored"
+    held = f"{here.device_hours:,.1f} {here.unit}-hours, of {here.devices:g} that it holds"
+    say(f"in all {duration(here.seconds)}: {held}{cost}{stored}")
+    for line in _memory(plan):
+        say(line)
+    if plan.effects:
+        say("")
+        for line in columns([_effect(one) for one in plan.effects]):
+            say(line)
+    if len(plan.others) > 1:
+        say("")
+        for line in columns([_other(one, plan.others[0]) for one in plan.others]):
+            say(line)
 
 
 def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
@@ -38,17 +139,61 @@ def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
         yield "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
-def _cells(one: Forecast, first: Forecast) -> dict[str, str]:
+def gib(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def _phase(here: Forecast, name: str) -> dict[str, str]:
+    phase = here.phases[name]
+    idle = (f"{pool} {1 - busy:.0%}" for pool, busy in phase.busy.items() if busy < 0.9)
+    return {
+        "phase": name,
+        "time": duration(phase.seconds),
+        f"{here.unit}s": f"{phase.devices:g}" if phase.devices else "–",
+        f"{here.unit}-hours": f"{phase.device_hours:,.1f}" if phase.devices else "–",
+        "limited by": phase.limit or "–",
+        "idle": ", ".join(idle) or "–",
+    }
+
+
+def _effect(one: Effect) -> dict[str, str]:
+    words = " ".join(one.lever.words)
+    return {
+        "change": words,
+        "saves": duration(one.seconds) if one.seconds >= 0 else f"−{duration(-one.seconds)}",
+        "device hours": f"{one.device_hours:+,.1f}",
+        "stored": gib(one.store_bytes) if one.store_bytes > 0 else "–",
+        "costs": one.lever.costs,
+    }
+
+
+def _other(one: Forecast, first: Forecast) -> dict[str, str]:
     """first: the forecast that "slower" is relative to."""
+    learned = one.learning
+    busy = one.phases["learner"].busy
     return {
         "online": f"{one.online_fraction:.0%}",
         **{pool: str(count) for pool, count in one.replicas.items()},
-        "rollouts": str(timedelta(seconds=round(one.rollouts_seconds))),
-        "learning": str(timedelta(seconds=round(one.seconds))),
-        "slower": f"{one.seconds / first.seconds:.2f} ×",
-        "waited": str(timedelta(seconds=round(one.waited_seconds))),
-        **{f"{pool} busy": f"{busy:.0%}" for pool, busy in one.pool_busy.items()},
-        "mean age": f"{fmean(one.ages):.1f}" if one.ages else "–",
-        "fresh": str(len(one.ages)),
-        "stored": str(one.late),
+        "rollouts": str(timedelta(seconds=round(one.phases["rollouts"].seconds))),
+        "learning": str(timedelta(seconds=round(learned.seconds))),
+        "slower": f"{learned.seconds / first.learning.seconds:.2f} ×",
+        "waited": str(timedelta(seconds=round(learned.waited_seconds))),
+        **{f"{pool} busy": f"{busy.get(pool, 0.0):.0%}" for pool in one.replicas},
+        "mean age": f"{fmean(learned.ages):.1f}" if learned.ages else "–",
+        "fresh": str(len(learned.ages)),
+        "stored": str(learned.late),
     }
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    for name, one in plan.engines.items():
+        fits = "" if one.cache > 0 else ": IT DOES NOT FIT"
+        room = f" of {gib(one.room)}" if one.room else ""
+        length = plan.config.models[name].engine.max_model_len
+        kept = f"{one.sequences(length):.1f} sequences of {length} tokens" if one.cache > 0 else "no sequence"
+        yield f"memory  a rank of {name} holds {gib(one.weights)} of weights{room}, {kept}{fits}"
+    if plan.learner is not None:
+        card = plan.source.room
+        fits = ": IT DOES NOT FIT" if card and plan.learner.device > card else ""
+        room = f" of {gib(card)}" if card else ""
+        yield f"memory  a learner worker holds {gib(plan.learner.device)}{room} at its peak{fits}"

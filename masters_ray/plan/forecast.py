@@ -9,16 +9,19 @@ Engines start with version 0, so publishing it is part of the start. Groups that
 groups of an iteration that the learner has passed are not begun.
 """
 
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from masters_ray.config import Config, Rollout
-from masters_ray.errors import Complaint, ConfigError
+from masters_ray.errors import StoreError
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Iteration, version_for
-from masters_ray.plan.rates import Rates, group_making
+from masters_ray.plan.rates import GroupMaking, Rates, group_making
+from masters_ray.replicas.processes import Processes, for_measuring, for_rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +42,68 @@ class LearningTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast(LearningTimes):
+class PhaseForecast:
+    seconds: float
+    devices: float
+    """GPUs that the phase's processes hold; CPUs where the run uses no GPU."""
+    busy: Mapping[str, float]
+    """Pool, or learner → fraction of the phase in which one of it works; mean over its replicas or workers."""
+
+    @property
+    def device_hours(self) -> float:
+        return self.seconds * self.devices / 3600
+
+    @property
+    def limit(self) -> str | None:
+        """What the phase waits for: the pool that works most."""
+        return max(self.busy, key=lambda pool: self.busy[pool]) if self.busy else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
     online_fraction: float
     replicas: Mapping[str, int]
     steps: int
-    rollouts_seconds: float
-    """Seconds of the stages' rollouts before learning, without the engines' start."""
-    pool_busy: Mapping[str, float]
-    """Pool → fraction of the learning phase in which a replica works on a call or loads weights; mean of replicas."""
+    rows: int
+    """Rows stored before learning."""
+    learning: LearningTimes
+    phases: Mapping[str, PhaseForecast]
+    """By their names in a run's journal, in the order of a run."""
+    store_bytes: float | None
+    """Of the stages' stores; None: not known."""
+    unit: str
+    """GPU or CPU."""
+
+    @property
+    def seconds(self) -> float:
+        return sum(one.seconds for one in self.phases.values())
+
+    @property
+    def devices(self) -> float:
+        """Devices that the run holds from its start to its end: those of its largest phase."""
+        return max(one.devices for one in self.phases.values())
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of all devices that the run holds, idle ones too: what is paid for."""
+        return self.seconds * self.devices / 3600
 
 
 def learning(
-    iterations: Sequence[Iteration], making_seconds: Callable[[int], float], rates: Rates, rollout: Rollout
+    iterations: Sequence[Iteration],
+    making_seconds: Callable[[int], float],
+    rates: Rates,
+    rollout: Rollout,
+    workers: int = 1,
 ) -> LearningTimes:
     """Evaluates the recurrence above; an unknown start takes 0 s. making_seconds: number of questions of an iteration →
-    seconds until their groups are made, once the student's replicas hold the version."""
+    seconds until their groups are made, once the student's replicas hold the version. Raises StoreError for online
+    iterations at the rates of a run without any."""
     versions = {one.number: version_for(one.number, rollout.max_staleness) for one in iterations if one.online}
+    if versions and (rates.publish_seconds is None or rates.load_seconds is None):
+        told = "rates of a run without online iterations do not say what publishing the student's weights takes"
+        raise StoreError(f"{told}. Name a run with rollout.online_fraction above 0, or measure with --probe.")
+    publish_seconds, load_seconds = rates.publish_seconds or 0.0, rates.load_seconds or 0.0
     wanted = set(versions.values()) - {0}
     free = delivered = rates.start_seconds or 0.0
     published = {0: free}
@@ -65,15 +114,15 @@ def learning(
             version, limit = versions[one.number], free + rollout.max_wait_seconds
             begun = free if rollout.placement == "turns" else max(delivered, published[version])
             if begun <= limit:
-                delivered = begun + rates.load_seconds * (version > 0) + making_seconds(len(one.positions))
+                delivered = begun + load_seconds * (version > 0) + making_seconds(len(one.positions))
                 questions += len(one.positions)
             if delivered <= limit:
                 ages.append(one.number - 1 - version)
             waiting = max(0.0, min(delivered, limit) - free)
             waited, free = waited + waiting, free + waiting
-        free += rates.learner_seconds
+        free += rates.group_seconds * len(one.positions) / workers
         if one.number in wanted:
-            free += rates.publish_seconds
+            free += publish_seconds
             published[one.number] = free
     return LearningTimes(
         seconds=free,
@@ -85,28 +134,78 @@ def learning(
     )
 
 
-def forecast(config: Config, rates: Rates) -> Forecast:
-    """Forecasts a configuration's run at these rates. Raises ConfigError when the number of questions is not known."""
-    rollout, questions = config.rollout, config.data.train.rows
-    if questions is None:
-        unknown = Complaint(where="data.train.rows", expected="a number", found="none", remedy="Set it or --questions.")
-        raise ConfigError([unknown])
+def cores_of(config: Config) -> float:
+    """Returns the cores that all processes share; infinite where they have GPUs."""
+    if _uses_gpus(config):
+        return math.inf
+    return float(min(config.cluster.local_cpus or math.inf, os.cpu_count() or 1))
+
+
+def _uses_gpus(config: Config) -> bool:
+    return any([config.learner.gpus, *(model.gpus for model in config.models.values())])
+
+
+def forecast(config: Config, rates: Rates, questions: int, held_out: int, cores: float = math.inf) -> Forecast:
+    """Forecasts the run of a configuration with so many training and held-out questions. cores: replicas that can work
+    at the same time. Raises StoreError as ``learning`` does."""
+    rollout = config.rollout
     stages = schedule.plan(config.schedules, questions)
     iterations = schedule.iterations(stages, config.learner.groups_per_step, rollout.online_fraction)
-    online, offline = (group_making(config, rates.calls, online=online) for online in (True, False))
+    offline = group_making(config, rates.calls, online=False, cores=cores)
+    online = group_making(config, rates.online_calls or rates.calls, online=True, cores=cores)
     made_before: Counter[int] = Counter()
     for one in iterations:
         made_before[one.stage] += len(one.positions) * (rollout.spare_rows or not one.online)
-    learned = learning(iterations, cache(online.seconds), rates, rollout)
-    busy = dict.fromkeys(online.replicas, 0.0) | {"student": learned.published * rates.load_seconds}
-    for calls in online.rounds:
-        for pool, seconds in calls.items():
-            busy[pool] += learned.questions * seconds / online.replicas[pool]
+    rows = sum(made_before.values())
+    learned = learning(iterations, cache(online.seconds), rates, rollout, config.learner.workers)
     return Forecast(
-        **vars(learned),
         online_fraction=rollout.online_fraction,
-        replicas=online.replicas,
+        replicas=offline.replicas,
         steps=len(iterations),
-        rollouts_seconds=sum(map(cache(offline.seconds), made_before.values())),
-        pool_busy={pool: seconds / learned.seconds for pool, seconds in busy.items()},
+        rows=rows,
+        learning=learned,
+        phases=_phases(config, rates, learned, offline, online, made_before, held_out),
+        store_bytes=None if rates.row_bytes is None else rows * rates.row_bytes,
+        unit="GPU" if _uses_gpus(config) else "CPU",
     )
+
+
+def _phases(
+    config: Config,
+    rates: Rates,
+    learned: LearningTimes,
+    offline: GroupMaking,
+    online: GroupMaking,
+    made_before: Mapping[int, int],
+    held_out: int,
+) -> dict[str, PhaseForecast]:
+    fraction, teachers = config.rollout.online_fraction, len(config.schedules)
+    making = sum(map(cache(offline.seconds), made_before.values()))
+    rollouts = making + rates.mask_seconds * len(made_before)
+    busy = offline.busy(sum(made_before.values()))
+    of_online = online.busy(learned.questions) | {"learner": learned.seconds - learned.waited_seconds}
+    of_online["student"] += learned.published * (rates.load_seconds or 0.0)
+    at_rollouts = max(_devices(for_rollouts(config, number, learned=fraction > 0)) for number in range(teachers))
+    at_learning = config.learner.workers * (config.learner.gpus or config.learner.cpus)
+    beside = at_rollouts if fraction and config.rollout.placement != "turns" else 0.0
+    measuring = rates.evaluation_seconds * held_out
+    after = rates.measuring_seconds + measuring
+    devices = {"start of the engines": at_rollouts, "evaluation before": at_rollouts, "rollouts": at_rollouts}
+    devices |= {"learner": at_learning + beside, "evaluation after": _devices(for_measuring(config))}
+    seconds = {"start of the engines": rates.engines_seconds * teachers, "evaluation before": 2 * measuring}
+    seconds |= {"rollouts": rollouts, "learner": learned.seconds, "evaluation after": after}
+    working = {"rollouts": busy, "learner": of_online if fraction else {"learner": learned.seconds}}
+    return {"everything else": PhaseForecast(seconds=rates.other_seconds, devices=0.0, busy={})} | {
+        name: PhaseForecast(
+            seconds=length,
+            devices=devices[name],
+            busy={pool: min(1.0, one / length) for pool, one in working.get(name, {}).items() if length and one},
+        )
+        for name, length in seconds.items()
+    }
+
+
+def _devices(processes: Sequence[Processes]) -> float:
+    """Returns the GPUs that processes hold, or the CPUs where none holds a GPU."""
+    gpus = sum(one.count * one.gpus for one in processes)
+    return gpus or sum(one.count * one.cpus for one in processes)

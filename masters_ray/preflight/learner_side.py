@@ -146,7 +146,11 @@ def _alone(
 ) -> tuple[list[list[TokenIds]], list[list[np.ndarray]]]:
     answers, logprobs = [], []
     # A placeholder in an answer would be read as a further picture.
-    options = {"max_new_tokens": _WRITTEN, "do_sample": False, "suppress_tokens": collator.chat.placeholder_ids() or None}
+    options = {
+        "max_new_tokens": _WRITTEN,
+        "do_sample": False,
+        "suppress_tokens": collator.chat.placeholder_ids() or None,
+    }
     for problem in problems:
         inputs = _inputs(collator.chat, problem, model.device)
         written = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]

@@ -15,6 +15,7 @@ from masters_ray.records import AnswerTally, JudgedAnswer, LogprobMismatch, Stag
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 EXAMPLES = "examples.json"
+PLAN = "plan/plan.json"
 _REMEDY = (
     "Put it back from a copy. A run that is not finished writes it with the same command; one that is finished has to "
     "be run again in another run.dir."
@@ -95,6 +96,20 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A forecast of the run: what ``masters-ray plan`` writes."""
+
+    source: str
+    """What its rates were, in words."""
+    phases: dict[str, float]
+    """Phase → wall seconds; "everything else" counts all phases that are not named."""
+    store_bytes: float | None
+    """Of the stages' stores."""
+    config: str
+    """The configuration that it was made for, as YAML."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """The content of a finished run's summary.json."""
 
@@ -121,6 +136,8 @@ class Summary:
     versions: dict[str, str]
     config: str
     """The whole configuration as YAML."""
+    planned: Planned | None = None
+    """The last plan that was made for this run.dir before the run ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +162,11 @@ class Example:
 def read_summary(folder: Path) -> Summary:
     """Raises StoreError, as all readers, when the file is missing, damaged or lacks a value."""
     return read_record(folder / SUMMARY, Summary, _REMEDY)
+
+
+def read_plan(folder: Path) -> Planned | None:
+    """Returns the plan of a run, None when none was made."""
+    return read_record(folder / PLAN, Planned, "Delete it, or make it again.") if (folder / PLAN).exists() else None
 
 
 def read_metrics(folder: Path) -> list[StepMetrics]:

@@ -98,6 +98,14 @@ class Folder:
     def rename(self, name: str, new_name: str) -> None:
         self._ask("renamed", name, self.filesystem.move, self.path(name), self.path(new_name))
 
+    def bytes(self) -> int:
+        """Returns the size of the folder's files together."""
+        with writing(self, done="listed"):
+            if self.on_disk:
+                return sum(one.stat().st_size for one in Path(self._path).iterdir() if one.is_file())
+            found = self.filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+            return sum(one.size for one in found if one.is_file)
+
     def try_writing(self) -> None:
         """Tests write access: writes a file and removes it."""
         self.write("tried", b"")

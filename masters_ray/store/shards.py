@@ -217,24 +217,24 @@ class Writer:
     def __init__(self, folder: Where, key: Mapping[str, Any]) -> None:
         """Sets damaged files aside. Raises StoreError when the store is finished and undamaged, or when its shards were
         written with another key."""
-        self._folder = Folder(folder)
+        self.folder = Folder(folder)
         self.key: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
         """As ``read_key`` returns it."""
         self._key = digest_of(self.key)
-        found = survey(self._folder, self._key)
-        finished = self._folder.has(MANIFEST)
+        found = survey(self.folder, self._key)
+        finished = self.folder.has(MANIFEST)
         if finished and not found.broken:
             raise StoreError(f"{folder}: holds a finished store, which is never written over. Choose another run.dir.")
         if found.made_by and self._key not in found.made_by:
-            other = difference(self._folder, self.key) or f"{KEY} is gone, or says more than is known here"
+            other = difference(self.folder, self.key) or f"{KEY} is gone, or says more than is known here"
             raise StoreError(f"{folder}: its rows were made by something else ({other}). {OTHER_RECIPE}")
-        self._folder.write(KEY, json.dumps(self.key, indent=1).encode())
+        self.folder.write(KEY, json.dumps(self.key, indent=1).encode())
         for name in sorted(found.broken.keys() - {KEY}):
             say(f"{found.broken[name]}. It is made again; a damaged file is kept as *{DAMAGED}")
-            if self._folder.has(name):
-                self._folder.rename(name, name + DAMAGED)
+            if self.folder.has(name):
+                self.folder.rename(name, name + DAMAGED)
         if finished and MANIFEST not in found.broken:
-            self._folder.remove(MANIFEST)
+            self.folder.remove(MANIFEST)
         self._lock = threading.Lock()
         self._accounts, self._digests = found.accounts, found.digests
         self._asked = {position for account in found.accounts.values() for position in account.asked}
@@ -250,7 +250,7 @@ class Writer:
         stored = rows["position"].to_pylist()
         if sorted([*stored, *account.rejected]) != sorted(account.asked):
             raise StoreError(
-                f"{self._folder}: expected a row or a reason for each of {sorted(account.asked)}, "
+                f"{self.folder}: expected a row or a reason for each of {sorted(account.asked)}, "
                 f"found rows of {stored} and reasons for {sorted(account.rejected)}"
             )
         file = pa.BufferOutputStream()
@@ -259,16 +259,16 @@ class Writer:
         content = file.getvalue()
         with self._lock:
             if twice := self._asked & account.asked.keys():
-                raise StoreError(f"{self._folder}: position {min(twice)} of {account.name} is in another shard already")
+                raise StoreError(f"{self.folder}: position {min(twice)} of {account.name} is in another shard already")
             self._asked |= account.asked.keys()
-        self._folder.write(account.name, content)
+        self.folder.write(account.name, content)
         with self._lock:
             self._accounts[account.name], self._digests[account.name] = account, hashlib.sha256(content).hexdigest()
 
     def discard(self, accounts: Mapping[str, Account]) -> None:
         """Deletes these shards, so that their questions can be stored again. Raises StoreError when that fails."""
         for name, account in accounts.items():
-            self._folder.remove(name)
+            self.folder.remove(name)
             with self._lock:
                 self._asked -= account.asked.keys()
                 del self._accounts[name], self._digests[name]
@@ -282,5 +282,5 @@ class Writer:
         rows = sum(account.rows for account in self._accounts.values())
         manifest = Manifest(rows=rows, shards=listed, made_by=dict(made_by), key=self._key)
         content = {"format": FORMAT, **asdict(manifest)}
-        self._folder.write(MANIFEST, json.dumps(content | {"digest": digest_of(content)}, indent=1).encode())
+        self.folder.write(MANIFEST, json.dumps(content | {"digest": digest_of(content)}, indent=1).encode())
         return manifest

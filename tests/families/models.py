@@ -173,7 +173,11 @@ def _qwen3_5(text: dict[str, Any], ids: Callable[[str], int]) -> dict[str, Any]:
 
 def _glm(text: dict[str, Any], ids: Callable[[str], int]) -> dict[str, Any]:
     del text["head_dim"]
-    text |= {"model_type": "glm4v_text", "hidden_size": 128, "rope_parameters": _mrope(False) | {"partial_rotary_factor": 0.5}}
+    text |= {
+        "model_type": "glm4v_text",
+        "hidden_size": 128,
+        "rope_parameters": _mrope(False) | {"partial_rotary_factor": 0.5},
+    }
     text["attention_bias"] = True
     text["rope_parameters"]["mrope_section"] = [4, 2, 2]
     vision = _qwen_vision(image_size=32, model_type="glm4v_vision", out_hidden_size=128)

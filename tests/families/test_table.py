@@ -1,9 +1,6 @@
 """The table against public checkpoints' headers, a family that is added by the recipe, and one that nobody knows."""
 
-import itertools
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +9,16 @@ import transformers
 
 from masters_ray import families
 from masters_ray.families import FAMILIES, Architecture, Family
+from tests.facts import FACTS
+from tests.facts import shapes as shapes_of
 from tests.families import models, test_learner
 from tests.families.models import KINDS, SIGLIP, Kind
-
-FACTS = sorted((Path(__file__).parent / "facts").glob("*.json"))
-
-
-def names(pattern: str) -> Iterator[str]:
-    """``layers.{2}.up`` → ``layers.0.up``, ``layers.1.up``; ``{1,3}`` → these."""
-    pieces = re.split(r"\{([\d,]+)\}", pattern)
-    places = [piece.split(",") if "," in piece else list(map(str, range(int(piece)))) for piece in pieces[1::2]]
-    for chosen in itertools.product(*places):
-        yield "".join(itertools.chain.from_iterable(itertools.zip_longest(pieces[::2], chosen, fillvalue="")))
 
 
 @pytest.mark.parametrize("file", FACTS, ids=lambda file: file.stem)
 def test_the_matrices_of_public_checkpoints_are_known_and_as_many_as_expected(file: Path) -> None:
     facts = json.loads(file.read_text())
-    shapes = {name: shape for pattern, shape in facts["tensors"].items() for name in names(pattern)}
+    shapes = shapes_of(facts)
     known = Architecture(facts["config"])
     assert [name for name, shape in shapes.items() if known.is_unknown(name, shape)] == []
     expected, counted = known.expected(), known.counted(shapes)

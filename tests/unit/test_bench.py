@@ -59,7 +59,7 @@ def test_aims_are_met_or_not_and_a_result_reads_as_markdown() -> None:
 def test_online_iterations_are_forecast_at_a_run_s_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 10 s, 135 steps of 1 s. An iteration is answered in 1.5 s: hidden at 20 %, which take 145 s, and at 100 %
     the last of 135 is made at 212.5 s."""
-    costs = {"learner_seconds": 1, "publish_seconds": 0, "load_seconds": 0, "start_seconds": 10}
+    costs: dict[str, Any] = {"group_seconds": 1 / 16, "publish_seconds": 0, "load_seconds": 0, "start_seconds": 10}
 
     def run(folder: Path, words: Sequence[str], rollouts: Path | None = None) -> Path:
         folder.mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_the_columns_of_the_papers_table() -> None:
     """None online: 49 h. 10 %: 150,000 samples at 0.5 h per 1,000 are 75 h, and 0.9 · 49 h are 44.1 h."""
     rows = {row.share: row for row in table()}
     none = rows[0.0]
-    assert none.paper_hours == none.literal_hours == exactly(none.colocated_hours) == 49.0
+    assert none.paper_hours == none.literal_hours == exactly(none.colocated_hours, rel=2e-4) == 49.0
     assert rows[0.1].literal_hours == exactly(119.1)
     counts = [row.dedicated[0] for row in rows.values()]
     assert counts == [0, 12, 13, 16, 19, 51, 115]

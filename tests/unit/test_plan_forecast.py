@@ -41,9 +41,9 @@ def test_the_last_batch_may_be_smaller() -> None:
 
 CALLS = {"answer": {T: 0.5, S: 0.25}, "judge": {J: 0.125}, "score": {T: 0.0625, S: 0.0625, "reference": 0.0625}}
 """16 questions: the teacher answers in 8 s, beside the student in 4 s; verdicts take 2 s, scores of each model 1 s."""
-RATES = Rates(learner_seconds=2.0, publish_seconds=0.5, load_seconds=0.25, start_seconds=4.0, calls=CALLS)
+RATES = Rates(group_seconds=0.5, publish_seconds=0.5, load_seconds=0.25, start_seconds=4.0, calls=CALLS)
 INSTANT = dataclasses.replace(RATES, publish_seconds=0.0, load_seconds=0.0, start_seconds=0.0)
-SECOND_STEPS = dataclasses.replace(INSTANT, learner_seconds=1.0)
+SECOND_STEPS = dataclasses.replace(INSTANT, group_seconds=0.25)
 
 
 def learned(
@@ -112,15 +112,17 @@ def demo(*words: str) -> Forecast:
     """Of three stages of 32 questions, two iterations of 16 in each, the first online, strictly on-policy unless said
     otherwise; one batch makes an iteration's groups."""
     usual = ("data.train.rows=96", "schedule.step=0.1", "rollout.online_fraction=0.5", "rollout.max_staleness=0")
-    return forecast(configuration.load(DEMO, [*usual, *words]), SECOND_STEPS)
+    config = configuration.load(DEMO, [*usual, *words])
+    return forecast(config, dataclasses.replace(SECOND_STEPS, group_seconds=1 / 16), 96, 48)
 
 
 def test_a_configuration_is_forecast_phase_by_phase() -> None:
     """16 questions a stage before learning take 8 + 2 + 1 s. Online the same, three times, and six steps."""
     found = demo()
     assert (found.steps, found.online_fraction, found.replicas) == (6, 0.5, {T: 1, S: 1, J: 1})
-    assert (found.rollouts_seconds, found.seconds) == (33.0, 39.0)
-    assert found.pool_busy == {T: exactly(27 / 39), S: exactly(15 / 39), J: exactly(9 / 39)}
+    assert (found.phases["rollouts"].seconds, found.learning.seconds) == (33.0, 39.0)
+    busy = {T: exactly(27 / 39), S: exactly(15 / 39), J: exactly(9 / 39), "learner": exactly(6 / 39)}
+    assert found.phases["learner"].busy == busy
 
 
 @pytest.mark.parametrize(
@@ -137,5 +139,5 @@ def test_the_configuration_says_who_makes_what(
     words: tuple[str, ...], rollouts: float, learning_seconds: float, judge_busy: float
 ) -> None:
     found = demo(*words)
-    assert (found.rollouts_seconds, found.seconds) == (rollouts, learning_seconds)
-    assert found.pool_busy[J] * learning_seconds == exactly(judge_busy)
+    assert (found.phases["rollouts"].seconds, found.learning.seconds) == (rollouts, learning_seconds)
+    assert found.phases["learner"].busy[J] * learning_seconds == exactly(judge_busy)

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from masters_ray.cli import main
+from masters_ray import store
 from masters_ray.errors import StoreError
+from masters_ray.evaluate import Marked
+from masters_ray.files import write_json
+from masters_ray.pipeline.held_out import HeldOutMarks
 from masters_ray.plan.rates import Rates
 from masters_ray.records import OnlineStep
 from tests.builders import step
@@ -38,22 +41,57 @@ def write_run(folder: Path, online: list[dict[str, Any]] = ONLINE, tail: str = "
     for name, rows in (("metrics.jsonl", STEPS), ("online.jsonl", online)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
     (folder / "config.yaml").write_text(DEMO.read_text())
-    (folder / "journal.json").write_text('{"phases": {"start of the engines": 7.0, "learner": 30.0}}')
+    journal = {"wall_seconds": 50.0, "phases": {"data": 1.0, "start of the engines": 7.0, "learner": 30.0}}
+    (folder / "journal.json").write_text(json.dumps(journal))
     return folder
 
 
 def test_rates_are_means_of_steps_medians_of_versions_and_seconds_per_question(tmp_path: Path) -> None:
-    """Steps without the first: 1, 2, 1.5, 3 s. Versions above 0 took 0.3 and 0.5 s to publish, 0.6 and 1 to load. The
-    learner's 30 s less steps 16.5, waiting 2.5 and publishing 1.0 leave 10. The teacher answered 96 questions in 24 s.
-    """
+    """Steps without the first: 1, 2, 1.5, 3 s, of 32 groups each. Versions above 0 took 0.3 and 0.5 s to publish, 0.6
+    and 1 to load. The learner's 30 s less steps 16.5, waiting 2.5 and publishing 1.0 leave 10. The teacher answered 96
+    questions in 24 s."""
     found = Rates.load(write_run(tmp_path, tail='{"step": 6, "sec'))
+    calls = {"answer": {"teacher": exactly(0.25), "student": exactly(0.1)}}
     assert dataclasses.asdict(found) == {
-        "learner_seconds": 1.875,
+        "group_seconds": exactly(1.875 / 32),
         "publish_seconds": exactly(0.4),
         "load_seconds": exactly(0.8),
         "start_seconds": exactly(10.0),
-        "calls": {"answer": {"teacher": exactly(0.25), "student": exactly(0.1)}},
+        "calls": calls,
+        "online_calls": calls,
+        "engines_seconds": 7.0,
+        "mask_seconds": 0.0,
+        "evaluation_seconds": 0.0,
+        "measuring_seconds": 0.0,
+        "other_seconds": exactly(50 - 37),
+        "row_bytes": None,
     }
+
+
+def outcome(stage: int, **changes: Any) -> dict[str, Any]:
+    """16 questions, one set aside, in two batches on one replica, both under way for 4 s."""
+    calls = {"teacher.answer": {"calls": 2, "questions": 16, "seconds": 8.0}}
+    usual: dict[str, Any] = {"stage": stage, "ratio": 0.2, "sparsity": 0.2, "masked": {}, "unmasked": {}}
+    usual |= {"teacher_digest": "", "seconds": 4.0, "set_aside": {"picture": 1}, "calls": calls}
+    return usual | {"rows": 15, "stored_bytes": 1500} | changes
+
+
+def test_an_offline_run_has_rates_too(tmp_path: Path) -> None:
+    """Two stages of 4 s in a phase of 10 s leave 1 s for each mask. Both models were measured on 20 questions in 8 s,
+    the trained student in 9 s, of which 20 · 0.2 s are questions. 60 s less the phases' 10 + 8 + 30 + 9 are other."""
+    write_run(tmp_path, [])
+    for stage in range(2):
+        store.Writer(tmp_path / "rollouts" / f"stage-{stage}", {}).finish(outcome(stage))
+    phases = {"rollouts": 10.0, "evaluation before": 8.0, "learner": 30.0, "evaluation after": 9.0, "data": 2.0}
+    (tmp_path / "journal.json").write_text(json.dumps({"wall_seconds": 60.0, "phases": phases}))
+    marks = [Marked(id=str(n), kind="", label="", answer="", finish="stop", correct=True) for n in range(20)]
+    record = HeldOutMarks(questions="", model="", marks=marks)
+    write_json(tmp_path / "evaluation" / "student_before.json", record)
+    found = Rates.load(tmp_path)
+    assert found.calls == {"answer": {"teacher": exactly(0.25)}}
+    assert (found.mask_seconds, found.evaluation_seconds, found.measuring_seconds) == (1.0, exactly(0.2), exactly(5.0))
+    assert (found.other_seconds, found.row_bytes) == (exactly(3.0), 100.0)
+    assert found.publish_seconds is None and found.online_calls == {}
 
 
 def test_calls_on_one_replica_are_taken_out_of_each_other_and_a_step_taken_again_counts_once(tmp_path: Path) -> None:
@@ -67,17 +105,18 @@ def test_calls_on_one_replica_are_taken_out_of_each_other_and_a_step_taken_again
 
 def test_the_start_is_unknown_while_the_learner_works_and_never_below_zero(tmp_path: Path) -> None:
     for phases, start in (("{}", None), ('{"learner": 3.0}', 0.0)):
-        (write_run(tmp_path) / "journal.json").write_text(f'{{"phases": {phases}}}')
+        (write_run(tmp_path) / "journal.json").write_text(f'{{"wall_seconds": 9, "phases": {phases}}}')
         assert Rates.load(tmp_path).start_seconds == start
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("online.jsonl", None, r"online.jsonl: missing. Name a run with rollout.online_fraction"),
-        ("online.jsonl", json.dumps(online_line(2, 1, calls={})) + "\n", r"online iteration with calls, found 5 and 1"),
+        ("online.jsonl", None, r"rollouts with calls, found 5 and 0 stages and online iterations. Name a run that has"),
+        ("online.jsonl", json.dumps(online_line(2, 1, calls={})) + "\n", r"rollouts with calls, found 5 and 1 stages"),
         ("online.jsonl", '{"step": 2}\n', r"online.jsonl: line 1: stage: expected a value, found none.*Name a run"),
         ("metrics.jsonl", json.dumps(STEPS[0]) + "\n", r"expected two optimizer steps .* found 1 and 3"),
+        ("metrics.jsonl", None, r"metrics.jsonl: missing. Name a run that has learned"),
     ],
 )
 def test_what_a_run_lacks_is_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -90,11 +129,11 @@ def test_what_a_run_lacks_is_named(tmp_path: Path, name: str, content: str | Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learner_seconds": 0}, "rates.json: learner_seconds: expected greater than 0"),
+        ({"group_seconds": 0}, "rates.json: group_seconds: expected greater than 0"),
         ({"start_seconds": math.nan}, "start_seconds: expected a finite number"),
         ({"calls": {}}, "calls: Dictionary should have at least 1 item"),
         ({"calls": {"answer": {"studnet": 1}}}, "calls.answer.studnet.[key]: String should match pattern"),
-        ({"learner_second": 1}, "learner_second: Unexpected keyword argument"),
+        ({"group_second": 1}, "group_second: Unexpected keyword argument"),
     ],
 )
 def test_wrong_rates_are_named_by_file_and_key(rates: Path, changes: dict[str, Any], message: str) -> None:
@@ -109,72 +148,6 @@ def rates(tmp_path: Path) -> Path:
     """A rates.json: a start of 10 s and steps of 1 s. An iteration of the demo is one batch, answered in 2 s and judged
     in 1 s."""
     file = tmp_path / "rates.json"
-    costs = {"learner_seconds": 1, "publish_seconds": 0, "load_seconds": 0, "start_seconds": 10}
+    costs = {"group_seconds": 1 / 16, "publish_seconds": 0, "load_seconds": 0, "start_seconds": 10}
     file.write_text(json.dumps(costs | {"calls": {"answer": {"teacher": 0.125}, "judge": {"judge": 0.0625}}}))
     return file
-
-
-def called(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
-    """(exit code, output, errors) of ``masters-ray simulate conf/demo.yaml WORDS``."""
-    code = main(["simulate", "conf/demo.yaml", *map(str, words)])
-    told = capsys.readouterr()
-    return code, told.out, told.err
-
-
-def column(output: str, name: str) -> list[str]:
-    head, *rows = (re.split(r"\s{2,}", line.strip()) for line in output.split("\n\n")[1].splitlines())
-    return [row[head.index(name)] for row in rows]
-
-
-def test_a_configuration_is_simulated_at_written_rates(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three stages of an iteration, by the student before training. Without online iterations 3 · 3 s before learning,
-    then 10 + 3 · 1 s. With all three none, and the learner steps at 13, 16 and 19 s."""
-    assert called(capsys, "--rates", rates, "--questions", "48", "--shares", "0,1") == (
-        0,
-        f"rates of {rates}, 3 iterations, at most 8 steps behind\n"
-        "\n"
-        "online  teacher  student  judge  rollouts  learning  slower   waited  teacher busy  student busy  judge busy  "
-        "mean age  fresh  stored\n"
-        "    0%        1        1      1   0:00:09   0:00:13  1.00 ×  0:00:00            0%            0%          0%  "
-        "       –      0       0\n"
-        "  100%        1        1      1   0:00:00   0:00:20  1.54 ×  0:00:07           30%            0%         15%  "
-        "     1.0      3       0\n",
-        "",
-    )
-
-
-def test_rates_and_questions_are_the_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """2160 questions at 16 a step. The run's start takes 10 s and a step 1.875 s."""
-    write_run(tmp_path)
-    code, told, _ = called(capsys, f"run.dir={tmp_path}")
-    assert (code, told.splitlines()[0]) == (0, f"rates of {tmp_path}, 135 iterations, at most 8 steps behind")
-    assert column(told, "online") == ["0%", "5%", "10%", "20%", "50%", "100%"]
-    assert column(told, "learning")[0] == "0:04:23"
-
-
-def test_every_choice_of_replicas_has_a_row(rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On-policy iterations of 2 batches of 32 questions, whose answers take 4 s and verdicts 2 s: 10 + 3 · (4 + 4 + 2 +
-    1) s. A teacher for each saves an iteration 2 s, a judge for each 2 s more."""
-    words = ("rollout.max_staleness=0", "learner.groups_per_step=64", "--rates", rates, "--questions", "192")
-    choices = ("--replicas", "teacher=2", "--replicas", "teacher=2,judge=2")
-    _, told, _ = called(capsys, *words, "--shares", "1", *choices)
-    assert "3 iterations, at most 0 steps behind" in told
-    assert [column(told, pool) for pool in ("teacher", "student", "judge")] == [list("122"), list("111"), list("112")]
-    assert column(told, "learning") == ["0:00:43", "0:00:37", "0:00:31"]
-
-
-REFUSED = """
---shares 0,1.5 -> rollout.online_fraction: expected less than or equal to 1, found '1.5'
---replicas teacher -> teacher: expected key=value, found no '='
---replicas judges=2 -> judges.replicas: expected a known key
-data.train.rows=null -> data.train.rows: expected a number, found none. Set it or
---rates none.json -> none.json: missing. Mend the file
-"""
-
-
-@pytest.mark.parametrize("row", REFUSED.strip().splitlines())
-def test_what_cannot_be_simulated_is_refused(row: str, rates: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words, _, told = row.partition(" -> ")
-    code, output, error = called(capsys, "--rates", rates, "--shares", "0,1", *words.split())
-    assert (code, output) == (1, "")
-    assert told in error

@@ -1,0 +1,76 @@
+"""Every pair of conf/pairs on the machines that it is for: valid, planned, and within the cards' memory."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.constants
+import pytest
+
+from masters_ray import checks, plan
+from masters_ray.plan.sources import Asked
+from tests import facts
+from tests.families.test_run import questions
+
+ROOT = Path(__file__).parents[2]
+PAIRS = sorted(file.stem for file in (ROOT / "conf" / "pairs").glob("*.yaml"))
+SMALL = {"1x80gb": ("_7b_3b", "_8b_2b", "_14b_2b", "_14b_4b"), "1x24gb": ("_4b_2b",)}
+"""Machine of one GPU → ends of the names of its pairs."""
+HUGE = ("72b", "78b")
+
+
+def places() -> list[tuple[str, str]]:
+    """(pair, machine)."""
+    found = []
+    for pair in PAIRS:
+        one = [machine for machine, ends in SMALL.items() if pair.endswith(ends) and "38b" not in pair]
+        huge = any(size in pair for size in HUGE)
+        found += [(pair, machine) for machine in one or [f"{gpus}x80gb{'_72b' * huge}" for gpus in (8, 32)]]
+    return found
+
+
+KIND = {"qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen2": "internvl", "qwen3": "internvl/qwen3"}
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Path]) -> Path:
+    """A cache of the Hub with the checkpoints whose headers were written down."""
+    folder = tmp_path_factory.mktemp("hub")
+    for file in facts.FACTS:
+        content = json.loads(file.read_text())
+        config = content["config"]
+        kind = KIND.get(config["model_type"]) or KIND.get(config.get("text_config", {}).get("model_type", ""))
+        if kind is None:
+            continue
+        repository = folder / f"models--{content['checkpoint'].replace('/', '--')}"
+        (repository / "snapshots").mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(file.stem)
+        facts.checkpoint(file.stem, repository / "snapshots", checkpoint(kind))
+    return folder
+
+
+@pytest.mark.parametrize(("pair", "machine"), places())
+def test_a_preset_is_valid_and_fits(
+    pair: str, machine: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**13))
+    file = questions(tmp_path, 16)
+    data = [
+        f"data.train.path={file}",
+        f"data.held_out.path={file}",
+        "teacher.engine.max_pictures=2",
+        "student.engine.max_pictures=2",
+    ]
+    words = [f"conf/machines/{machine}.yaml", f"run.dir={tmp_path / 'run'}", *data]
+    left = checks.validate(f"conf/pairs/{pair}.yaml", words, all_rows=False)
+    assert "downloaded" not in left
+    asked = Asked(questions=100_000, prompt_tokens=1200, answer_tokens=400)
+    made = plan.make(f"conf/pairs/{pair}.yaml", words, asked)
+    assert made.forecast.unit == "GPU" and made.forecast.devices == int(machine.split("x")[0])
+    assert made.learner is not None and made.learner.device < 0.9 * made.source.room
+    length = 2048
+    assert {name: one.sequences(length) >= 4 for name, one in made.engines.items()} == dict.fromkeys(made.engines, True)
