@@ -1,7 +1,8 @@
 """How far ``masters-ray plan`` is from five real runs: ``make bench-plan``.
 
-Each pair's rates come from its probe; four runs of the toy pair differ in online share and replicas, the fifth is of
-SmolLM2's layers inside Qwen2.5-VL (examples/real_weights), untrained, which does not change its times.
+Rates come from the probe of each pair, at the run's online share and with one replica of each kind; four runs of the toy
+pair differ in share and replicas, the fifth is of SmolLM2's layers inside Qwen2.5-VL (examples/real_weights), untrained,
+which does not change its times.
 """
 
 from __future__ import annotations
@@ -71,12 +72,11 @@ def _compared(folder: Path, name: str, pair: list[str]) -> dict[str, Any]:
     """Plans a run at its pair's probe, executes it, and returns both."""
     file, words = RUNS[name]
     words = [*words, *(pair if file == PRETRAINED else [])]
-    probe = [f"run.dir={folder / Path(file).stem}", *(pair if file == PRETRAINED else [])]
-    share = "0" if file == PRETRAINED else "0,0.5"
-    plan.make(file, probe, Asked(probes=True, shares=share))
-    rates = folder / Path(file).stem / "plan" / "probe"
-    place = folder / name.replace(" ", "_")
-    said = plan.make(file, [f"run.dir={place}", *words], Asked(rates=rates, shares="0")).forecast
+    online = [word for word in words if word.startswith("rollout.online_fraction")]
+    base = [f"run.dir={folder / Path(file).stem}", *online, *(pair if file == PRETRAINED else [])]
+    probed = plan.make(file, base, Asked(probes=True))
+    place = folder / name.replace(" ", "_").replace(",", "")
+    said = plan.make(file, [f"run.dir={place}", *words], Asked(rates=probed.source.place)).forecast
     run_of(file, place, words)
     found = read_summary(place)
     stored = sum(stage.stored_bytes for stage in found.stages)

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--rates", type=Path, help="a run, or a rates.json; default: run.dir, if it has learned")
     plan.add_argument("--probe", action="store_true", help="measure the rates by a small run on these devices first")
     plan.add_argument("--questions", type=int, help="of the run; default: data.train.rows, or all of the data")
-    plan.add_argument("--shares", default="0,0.05,0.1,0.2,0.5,1", help="online fractions; default: %(default)s")
+    plan.add_argument("--shares", default="", metavar="0,0.1,0.2", help="compare these online fractions, too")
     pools = "compare these, too: of teacher, student, judge (with the reference policy)"
     plan.add_argument("--replicas", action="append", default=[], metavar="teacher=2,student=4", help=pools)
     plan.add_argument("--prompt-tokens", type=float, help="mean of a question; for an estimate without data")

@@ -53,10 +53,6 @@ class Layout:
     _masks: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # all layers use the same
 
     @property
-    def groups(self) -> int:
-        return len(self.spans)
-
-    @property
     def pairs(self) -> int:
         """(query, key) pairs that have to be computed: the measure of attention's work."""
         triangles = sum(side * (side + 1) // 2 for span in self.spans for side in (span.prompt, *span.answers))
@@ -82,7 +78,7 @@ class Layout:
         group, answer = (torch.full((self.length,), -1, dtype=torch.int32) for _ in range(2))
         for index, span in enumerate(self.spans):
             group[span.start : span.end] = index
-            lengths = torch.tensor(span.answers)
+            lengths = torch.tensor(span.answers, dtype=torch.long)
             answer[span.answers_start : span.end] = torch.arange(len(lengths)).repeat_interleave(lengths)
         group, answer = group.to(device), answer.to(device)
 

@@ -11,8 +11,9 @@ whose layers do more than attend to earlier tokens (recurrences, windows, pictur
 The last token of an answer is only predicted, so it is not an input.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, Self
 
 import numpy as np
@@ -40,7 +41,6 @@ class Rows:
     """Answers as rows of a batch, each after its own prompt."""
 
     lengths: tuple[int, ...]  # tokens of each row, padding excluded
-    groups: int
 
     @property
     def length(self) -> int:
@@ -88,15 +88,15 @@ def pack(
     padded: Sequence[str] = (),
 ) -> PackedBatch:
     """Returns one sequence of the groups with their prompts, padded at the end to a multiple of ``multiple_of`` tokens.
-    Every answer must have tokens, and all the same number k of teacher log-probabilities per token. padded: inputs of
-    the vision tower whose second axis is filled up with zeros where prompts differ in it."""
+    Every answer must have tokens, and all the same number k of teacher log-probabilities per token. prompts: one for
+    each group, then some that have no answers. padded: inputs of the vision tower whose second axis is filled up with
+    zeros where prompts differ in it."""
     input_ids: list[Tensor] = []
     positions: list[Tensor] = []
     predict_at: list[Tensor] = []
     spans: list[Span] = []
     start = 0
-    for group, prompt in zip(groups, prompts, strict=True):
-        read = _read(group)
+    for prompt, read in _reads(groups, prompts):
         span = Span(start=start, prompt=len(prompt.input_ids), answers=tuple(map(len, read)))
         spans.append(span)
         input_ids += [prompt.input_ids, *read]
@@ -123,7 +123,9 @@ def pack_rows(
     groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors], pad_id: int, padded: Sequence[str] = ()
 ) -> PackedBatch:
     """Returns the groups' answers as rows, each after its own prompt and pictures. Arguments as for ``pack``."""
-    of_rows = [(prompt, read) for group, prompt in zip(groups, prompts, strict=True) for read in _read(group)]
+    of_rows = [(prompt, read) for prompt, own in _reads(groups, prompts) for read in own]
+    answers = len(of_rows)
+    of_rows += [(prompt, torch.empty(0, dtype=torch.long)) for prompt in prompts[len(groups) :]]
     lengths = tuple(len(prompt.input_ids) + len(read) for prompt, read in of_rows)
     longest = max(lengths)
     starts = [row * longest + len(prompt.input_ids) - 1 for row, (prompt, _) in enumerate(of_rows)]
@@ -136,17 +138,23 @@ def pack_rows(
     return PackedBatch(
         input_ids=pad_sequence([torch.cat([prompt.input_ids, read]) for prompt, read in of_rows], True, pad_id),
         positions=pad_sequence(positions, True).movedim(2, 0),
-        layout=Rows(lengths=lengths, groups=len(groups)),
+        layout=Rows(lengths=lengths),
         vision=_vision([prompt for prompt, _ in of_rows], padded),
         per_token={"attention_mask": sees, **per_token},
-        predict_at=torch.cat([at + torch.arange(len(read) + 1) for at, (_, read) in zip(starts, of_rows, strict=True)]),
+        predict_at=torch.cat(
+            [at + torch.arange(len(read) + 1) for at, (_, read) in zip(starts, of_rows[:answers], strict=False)]
+        ),
         **_of_answers(groups),
     )
 
 
-def _read(group: RolloutGroup) -> list[Tensor]:
-    """Returns the tokens of each answer that are inputs: all but the last."""
-    return [torch.tensor(one.judged.answer.token_ids[:-1], dtype=torch.long) for one in group.answers]
+def _reads(
+    groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors]
+) -> Iterator[tuple[PromptTensors, list[Tensor]]]:
+    """Yields each prompt with the tokens of its answers that are inputs: all but the last."""
+    for group, prompt in zip_longest(groups, prompts):
+        answers = group.answers if group else ()
+        yield prompt, [torch.tensor(one.judged.answer.token_ids[:-1], dtype=torch.long) for one in answers]
 
 
 def _following(prompt: PromptTensors, read: Tensor) -> Tensor:

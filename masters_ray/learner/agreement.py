@@ -56,7 +56,7 @@ def row_gaps(new: Tensor, old: Tensor, batch: PackedBatch) -> Tensor:
     """Returns float64 [groups, 3] on the CPU: per group the sum of |new − old| over its answer tokens, the number of
     tokens, and the largest |new − old|. new, old: log-probabilities, [answer tokens]."""
     distance = (new.detach() - old).abs().double().cpu()
-    row, rows = batch.group_of[batch.answer_of].cpu(), batch.layout.groups
+    row, rows = batch.group_of[batch.answer_of].cpu(), int(batch.group_of[-1]) + 1
     nothing = torch.zeros(rows, dtype=torch.float64)
     sums, most = nothing.index_add(0, row, distance), nothing.scatter_reduce(0, row, distance, "amax")
     return torch.stack([sums, torch.bincount(row, minlength=rows).double(), most], -1)

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import torch
+from PIL import Image
 
 from masters_ray import store
 from masters_ray.data import decode
@@ -17,7 +18,7 @@ from masters_ray.learner.batches import Step, micro_batches
 from masters_ray.method.prompts import question_messages
 from masters_ray.models import hf, weights
 from masters_ray.models.chat import Chat
-from masters_ray.records import Rejected, RolloutGroup
+from masters_ray.records import Picture, Problem, Rejected, RolloutGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,13 @@ class MicroBatch:
 class Collator:
     """Packs rows into batches: applies the chat template and the processor to each question and its pictures."""
 
-    def __init__(self, checkpoint: Path, model: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self._model = model
+    def __init__(
+        self, checkpoint: Path, model: Any, device: torch.device, dtype: torch.dtype, *, always_pictured: bool = False
+    ) -> None:
+        """always_pictured: give a batch without pictures a prompt with one, to which there is no answer. At ZeRO stage
+        3 all workers must pass the vision tower together."""
+        self._model, self._always_pictured = model, always_pictured
+        self._blank: PromptTensors | None = None
         self.chat = Chat(checkpoint)
         family = weights.architecture(checkpoint).family
         self.layout, self._padded = family.layout, family.padded
@@ -59,9 +65,18 @@ class Collator:
         )
 
     def batch(self, groups: Sequence[RolloutGroup], prompts: Sequence[PromptTensors]) -> PackedBatch:
+        if self._always_pictured and not any(one.vision for one in prompts):
+            prompts = [*prompts, self._pictured()]
         if self.layout == "rows":
             return pack_rows(groups, prompts, self.pad_id, self._padded)
         return pack(groups, prompts, self.pad_id, self._multiple, self._padded)
+
+    def _pictured(self) -> PromptTensors:
+        """Returns a prompt with a blank picture."""
+        if self._blank is None:
+            asked = question_messages(Problem(id="", question="?", label="", pictures=(Picture(data=b""),)))
+            self._blank = hf.prompt_tensors(self._model, self.chat, asked, [Image.new("RGB", (64, 64))])
+        return self._blank
 
     def prompt_of(self, group: RolloutGroup) -> PromptTensors:
         """Returns a row's prompt, unchecked. Raises what the processor raises."""

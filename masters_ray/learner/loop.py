@@ -90,7 +90,8 @@ class _Worker:
         self._live = LiveTeacher(self._device, settings.dtype) if settings.teacher == "live" else None
         dtype = getattr(torch, settings.dtype)
         self._rate = work.matmul_rate(self._device, dtype)
-        self._collator = Collator(self._folder, model, self._device, dtype)
+        together = settings.zero_stage == 3 and self._workers > 1
+        self._collator = Collator(self._folder, model, self._device, dtype, always_pictured=together)
         self._history: list[StepReport] = []
         self._largest_gap = agreement.largest_gap(settings, job.engine_dtype)
         sender = None

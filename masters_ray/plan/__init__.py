@@ -7,7 +7,6 @@ plan.html. A run keeps plan.json, and its report compares it with what happened.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
@@ -48,6 +47,20 @@ class Plan:
     """Section of the configuration → what a rank of its engine holds, where checkpoints are on this machine."""
     learner: WorkerBytes | None
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of the configuration."""
+        found = []
+        beside = self.forecast.phases["learner"].devices
+        if (
+            self.config.rollout.placement == "auto"
+            and self.forecast.online_fraction
+            and beside == self.forecast.devices
+        ):
+            told = f"online iterations beside the learner need {beside:g} {self.forecast.unit}s"
+            found.append(f"{told}; rollout.placement=turns has them take turns on the learner's")
+        return found
+
     def price(self, one: Forecast) -> float | None:
         return None if self.config.cluster.price is None else one.device_hours * self.config.cluster.price
 
@@ -71,7 +84,7 @@ def make(file: str, overrides: Sequence[str], asked: Asked) -> Plan:
         config=config,
         source=found,
         forecast=here,
-        others=[forecast_of(words) for words in _choices(asked, found)],
+        others=[forecast_of(words) for words in _choices(asked, config)],
         effects=sorted(_effects(config, here, forecast_of), key=lambda one: -one.seconds),
         **memory_of(config, found),
     )
@@ -84,12 +97,12 @@ def make(file: str, overrides: Sequence[str], asked: Asked) -> Plan:
     return plan
 
 
-def _choices(asked: Asked, found: Source) -> Iterator[list[str]]:
+def _choices(asked: Asked, config: Config) -> Iterator[list[str]]:
     """Yields the overrides of every share with every choice of replicas."""
     choices = [[], *([one.replace("=", ".replicas=") for one in choice.split(",")] for choice in asked.replicas)]
-    for fraction, choice in itertools.product(asked.shares.split(","), choices):
-        if found.rates.publish_seconds is not None or float(fraction) == 0:
-            yield [f"rollout.online_fraction={fraction}", *choice]
+    fractions = dict.fromkeys(asked.fractions(config))
+    for fraction, choice in itertools.product(asked.shares.split(",") if asked.shares else fractions, choices):
+        yield [f"rollout.online_fraction={fraction}", *choice]
 
 
 def _effects(config: Config, here: Forecast, forecast_of: Callable[[Sequence[str]], Forecast]) -> Iterator[Effect]:
@@ -110,7 +123,7 @@ def tell(plan: Plan) -> None:
     here, price = plan.forecast, plan.price(plan.forecast)
     say(f"rates: {plan.source.told}")
     say(f"{plan.source.questions} training questions, {here.steps} optimizer steps, {plan.source.held_out} held out")
-    for remark in plan.source.remarks:
+    for remark in [*plan.source.remarks, *plan.remarks]:
         say(remark)
     say("")
     for line in columns([_phase(here, name) for name in here.phases]):
@@ -174,10 +187,10 @@ def _other(one: Forecast, first: Forecast) -> dict[str, str]:
     return {
         "online": f"{one.online_fraction:.0%}",
         **{pool: str(count) for pool, count in one.replicas.items()},
-        "rollouts": str(timedelta(seconds=round(one.phases["rollouts"].seconds))),
-        "learning": str(timedelta(seconds=round(learned.seconds))),
+        "rollouts": duration(one.phases["rollouts"].seconds),
+        "learning": duration(learned.seconds),
         "slower": f"{learned.seconds / first.learning.seconds:.2f} ×",
-        "waited": str(timedelta(seconds=round(learned.waited_seconds))),
+        "waited": duration(learned.waited_seconds),
         **{f"{pool} busy": f"{busy.get(pool, 0.0):.0%}" for pool in one.replicas},
         "mean age": f"{fmean(learned.ages):.1f}" if learned.ages else "–",
         "fresh": str(len(learned.ages)),

@@ -31,8 +31,8 @@ _DISK = 1e9
 """Bytes per second at which a rank reads weights."""
 _LINK = 25e9
 """Bytes per second from the learner to an engine: a link of 200 Gbit/s."""
-_START, _OTHER = 90.0, 120.0
-"""Seconds of an engine's or the learner's start beside reading weights; of data, checks and Ray."""
+_START, _ONCE = 90.0, {"checks": 60.0, "everything else": 60.0}
+"""Seconds of an engine's or the learner's start beside reading weights; of what a run does once."""
 _STORED, _TEXT = 1.92, 16.0
 """Bytes of a stored token: per entry of the top k, and of the rest (docs/BENCHMARKS.md, store)."""
 
@@ -161,7 +161,7 @@ def estimated(config: Config, folders: Mapping[str, Path], lengths: Lengths, car
         mask_seconds=largest / _DISK,
         evaluation_seconds=(asking + marking) / config.student.replicas,
         measuring_seconds=_START + held / _DISK,
-        other_seconds=_OTHER,
+        once=_ONCE,
         row_bytes=row_bytes(config, lengths),
     )
 

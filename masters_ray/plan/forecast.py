@@ -195,7 +195,9 @@ def _phases(
     seconds = {"start of the engines": rates.engines_seconds * teachers, "evaluation before": 2 * measuring}
     seconds |= {"rollouts": rollouts, "learner": learned.seconds, "evaluation after": after}
     working = {"rollouts": busy, "learner": of_online if fraction else {"learner": learned.seconds}}
-    return {"everything else": PhaseForecast(seconds=rates.other_seconds, devices=0.0, busy={})} | {
+    once = {name: PhaseForecast(seconds=length, devices=0.0, busy={}) for name, length in rates.once.items()}
+    rest = {name: once.pop(name) for name in ("everything else",) if name in once}
+    worked = {
         name: PhaseForecast(
             seconds=length,
             devices=devices[name],
@@ -203,6 +205,7 @@ def _phases(
         )
         for name, length in seconds.items()
     }
+    return once | worked | rest
 
 
 def _devices(processes: Sequence[Processes]) -> float:

@@ -12,17 +12,19 @@ from masters_ray.progress import say
 _BATCHES = 4
 """Batches of a stage before learning: enough to keep all replicas busy."""
 _HELD_OUT = 64
+_LEAST_ONLINE = 0.2
 
 
 def words(config: Config, online_fraction: float) -> list[str]:
     """Returns the overrides that make the probe of a configuration: two stages, the first teacher, and enough questions
-    for four batches of a stage and four optimizer steps. online_fraction: of the shares to forecast, the largest."""
-    online = 0.5 if online_fraction else 0.0
-    stages, batches = 2, _BATCHES * (2 if online else 1)
-    rows = max(stages * batches * config.rollout.batch_rows, 4 * config.learner.groups_per_step)
+    for four batches of a stage and four optimizer steps. online_fraction: of the shares to forecast, the largest; what
+    shares the machine with the learner is measured at that share, or at a fifth, which needs ten steps."""
+    online = max(online_fraction, _LEAST_ONLINE) if online_fraction else 0.0
+    stages, steps = 2, 10 if online else 4
+    rows = max(stages * _BATCHES * config.rollout.batch_rows, steps * config.learner.groups_per_step)
     first = schedule.ratios(config.schedule)[0][0]
     return [
-        f"run.dir={Path(config.run.dir) / 'plan' / 'probe'}",
+        f"run.dir={Path(config.run.dir) / 'plan' / (f'probe-{online:g}' if online else 'probe')}",
         f"data.train.rows={rows}",
         f"data.held_out.rows={min(config.data.held_out.rows or _HELD_OUT, _HELD_OUT)}",
         "data.order=seeded",

@@ -119,8 +119,8 @@ class Rates:
     """Seconds of measuring a model, per held-out question."""
     measuring_seconds: NonNegativeFloat = 0.0
     """The rest of measuring the trained student: its engines' start."""
-    other_seconds: NonNegativeFloat = 0.0
-    """Data, checks, the start and end of Ray."""
+    once: dict[str, NonNegativeFloat] = dataclasses.field(default_factory=dict)
+    """Phase → seconds of what a run does once, whatever its size: data, checks, the start and end of Ray."""
     row_bytes: NonNegativeFloat | None = None
     """Bytes of a stored row with its pictures; None: not known."""
 
@@ -211,7 +211,8 @@ def _around(
         "mask_seconds": max(0.0, beside) / len(stages) if stages else 0.0,
         "evaluation_seconds": measuring,
         "measuring_seconds": max(0.0, phases.get("evaluation after", 0.0) - asked * measuring),
-        "other_seconds": max(0.0, wall - sum(phases.get(name, 0.0) for name in _TIMED)),
+        "once": {name: seconds for name, seconds in phases.items() if name not in _TIMED}
+        | {"everything else": max(0.0, wall - sum(phases.values()))},
         "row_bytes": sum(one.stored_bytes for _, one in stages) / rows if rows else None,
     }
 

@@ -31,16 +31,27 @@ class Asked:
     rates: Path | None = None
     probes: bool = False
     questions: int | None = None
-    shares: str = "0,0.05,0.1,0.2,0.5,1"
+    shares: str = ""
+    """Online fractions with commas between; "": that of the configuration."""
     replicas: Sequence[str] = ()
     prompt_tokens: float | None = None
     answer_tokens: float | None = None
+
+    def fractions(self, config: Config) -> list[float]:
+        """Returns the online fractions to forecast. Raises ConfigError for one that is not a number."""
+        words = self.shares.split(",") if self.shares else []
+        try:
+            return [config.rollout.online_fraction, *map(float, words)]
+        except ValueError as error:
+            raise ConfigError([Complaint("--shares", "numbers with commas between", self.shares)]) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     told: str
     """What the rates are, in words."""
+    place: Path | None
+    """The run or file that the rates are of."""
     rates: Rates
     rates_of: Callable[[Config], Rates]
     """The rates at which a changed configuration is forecast: estimates depend on it, measured rates do not."""
@@ -67,11 +78,10 @@ def source(config: Config, load: Callable[[Sequence[str]], Config], file: str, a
     if asked.rates or asked.probes or (run / "metrics.jsonl").is_file():
         place, told = asked.rates or run, "of"
         if asked.probes and not asked.rates:
-            largest = max(float(one) for one in (*asked.shares.split(","), str(config.rollout.online_fraction)))
-            place = probe.measure(load(probe.words(config, largest)), file)
+            place = probe.measure(load(probe.words(config, max(asked.fractions(config)))), file)
             told = "measured by a probe,"
         rates = Rates.load(place)
-        return Source(told=f"{told} {place}", rates=rates, rates_of=lambda _: rates, **counted)
+        return Source(told=f"{told} {place}", place=place, rates=rates, rates_of=lambda _: rates, **counted)
     if card is None:
         raise ConfigError([Complaint("rates", "a run that was measured, or a card", "none", _ASKED)])
     if missing := config.models.keys() - here.keys():
@@ -84,7 +94,7 @@ def source(config: Config, load: Callable[[Sequence[str]], Config], file: str, a
     def rates_of(changed: Config) -> Rates:
         return estimated(changed, here, lengths, card)
 
-    return Source(told=told, rates=rates_of(config), rates_of=rates_of, remarks=remarks, **counted)
+    return Source(told=told, place=None, rates=rates_of(config), rates_of=rates_of, remarks=remarks, **counted)
 
 
 def _folders(config: Config) -> dict[str, Path]:

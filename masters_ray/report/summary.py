@@ -102,7 +102,7 @@ class Planned:
     source: str
     """What its rates were, in words."""
     phases: dict[str, float]
-    """Phase → wall seconds; "everything else" counts all phases that are not named."""
+    """Phase → wall seconds, with "everything else" as the report has it."""
     store_bytes: float | None
     """Of the stages' stores."""
     config: str

@@ -30,10 +30,12 @@ ONE_BY_ONE = {"groups_per_step": 1, "checkpoint_every": 2, "cpus": 0.5}
 
 
 def rollouts(problems: Sequence[Problem]) -> list[RolloutGroup]:
-    """Nine groups in two stages, answers of several lengths, with the untrained student's own log-probabilities."""
+    """Nine groups in two stages, two of them without pictures, answers of several lengths, with the untrained student's
+    own log-probabilities."""
     model, chat = hf.load_model(PAIR / "student", "float32"), Chat(PAIR / "student")
     student, rows = hf.PackedStudent(model, logits_bytes=2**26), []
-    for index, problem in enumerate(problems[: sum(STAGES)]):
+    for index, asked in enumerate(problems[: sum(STAGES)]):
+        problem = dataclasses.replace(asked, pictures=()) if index in (3, 6) else asked
         tokens = ([40 + index, 41, 2], [50 + index, 2], [60, 61, 62, 2])
         answers = [
             scored(ids, k=4, seed=3 * index + place, accuracy=right, source="student" if place else "teacher")

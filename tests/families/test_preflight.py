@@ -104,7 +104,7 @@ def test_a_recurrent_model_that_shares_prompts_fails_packing(
     assert engine_side.export(probe).verdict == "passed"
     found = engine_side.packing(probe)
     assert found.verdict == "failed"
-    with pytest.raises(CheckError, match=r"--skip packing goes on without.*expected that answers of one batch"):
+    with pytest.raises(CheckError, match=r"(?s)--skip packing goes on without.*expected that answers of one batch"):
         refuse_failed([found])
 
 

@@ -50,7 +50,7 @@ def test_a_row_that_cannot_be_read_is_named_and_the_others_are_packed(
     table = table_of([replace(good, position=1), BROKEN[reason](good)])
     failed: dict[int, Rejected] = {}
     micro = collator.read(table, [0, 1], failed)
-    assert micro and micro.indices == [0] and micro.batch.layout.groups == 1
+    assert micro and micro.indices == [0] and len(micro.groups) == 1
     assert list(failed) == [1] and failed[1].row == "p7" and failed[1].kind == "learner"
     assert failed[1].reason.startswith("stage 2, position 7: ") and reason in failed[1].reason
 

@@ -45,12 +45,11 @@ def test_a_configuration_is_planned_at_written_rates(
     assert (code, error) == (0, "")
     assert f"rates: of {rates}\n48 training questions, 3 optimizer steps, 720 held out\n" in told
     assert "in all 22.0 s: 0.0 CPU-hours, of 1 that it holds, 22 to pay\n" in told
-    assert column(told, "learning") == ["0:00:13", "0:00:20"]
-    assert column(told, "rollouts") == ["0:00:09", "0:00:00"]
+    assert column(told, "learning") == ["13.0 s", "20.0 s"]
+    assert column(told, "rollouts") == ["9.0 s", "0.0 s"]
     assert (column(told, "slower"), column(told, "fresh")) == (["1.00 ×", "1.54 ×"], ["0", "3"])
     kept = json.loads((tmp_path / "run" / "plan" / "plan.json").read_text())
     assert kept["phases"] == {
-        "everything else": 0.0,
         "start of the engines": 0.0,
         "evaluation before": 0.0,
         "rollouts": 9.0,
@@ -73,11 +72,11 @@ def test_a_rule_in_place_of_the_judge_saves_its_calls(
 def test_rates_and_questions_are_the_configurations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """2160 questions at 16 a step. The run's start takes 10 s and a group 1.875 / 32 s."""
     write_run(tmp_path)
-    code, told, _ = called(capsys, f"run.dir={tmp_path}")
+    code, told, _ = called(capsys, f"run.dir={tmp_path}", "--shares", "0,0.05,0.1,0.2,0.5,1")
     assert (code, told.splitlines()[0]) == (0, f"rates: of {tmp_path}")
     assert "2160 training questions, 135 optimizer steps" in told
     assert column(told, "online") == ["0%", "5%", "10%", "20%", "50%", "100%"]
-    assert column(told, "learning")[0] == "0:02:17"
+    assert column(told, "learning")[0] == "2 min 17 s"
 
 
 def test_every_choice_of_replicas_has_a_row(rates: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +88,7 @@ def test_every_choice_of_replicas_has_a_row(rates: Path, tmp_path: Path, capsys:
         capsys, *words, "--shares", "1", *choices, f"run.dir={tmp_path / 'run'}", "cluster.local_cpus=8"
     )
     assert [column(told, pool) for pool in ("teacher", "student", "judge")] == [list("122"), list("111"), list("112")]
-    assert column(told, "learning") == ["0:00:52", "0:00:46", "0:00:40"]
+    assert column(told, "learning") == ["52.0 s", "46.0 s", "40.0 s"]
 
 
 REFUSED = """

@@ -63,7 +63,7 @@ def test_rates_are_means_of_steps_medians_of_versions_and_seconds_per_question(t
         "mask_seconds": 0.0,
         "evaluation_seconds": 0.0,
         "measuring_seconds": 0.0,
-        "other_seconds": exactly(50 - 37),
+        "once": {"data": 1.0, "everything else": exactly(50 - 38)},
         "row_bytes": None,
     }
 
@@ -90,7 +90,7 @@ def test_an_offline_run_has_rates_too(tmp_path: Path) -> None:
     found = Rates.load(tmp_path)
     assert found.calls == {"answer": {"teacher": exactly(0.25)}}
     assert (found.mask_seconds, found.evaluation_seconds, found.measuring_seconds) == (1.0, exactly(0.2), exactly(5.0))
-    assert (found.other_seconds, found.row_bytes) == (exactly(3.0), 100.0)
+    assert (found.once, found.row_bytes) == ({"data": 2.0, "everything else": exactly(1.0)}, 100.0)
     assert found.publish_seconds is None and found.online_calls == {}
 
 
