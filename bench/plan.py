@@ -1,8 +1,8 @@
 """How far ``masters-ray plan`` is from five real runs: ``make bench-plan``.
 
-Rates come from the probe of each pair, at the run's online share and with one replica of each kind; four runs of the toy
-pair differ in share and replicas, the fifth is of SmolLM2's layers inside Qwen2.5-VL (examples/real_weights), untrained,
-which does not change its times.
+Rates come from the probe of each pair, at the run's online share and with one replica of each kind. Four runs of the
+toy pair differ in share and replicas; the fifth is of SmolLM2's layers inside Qwen2.5-VL (examples/real_weights),
+untrained, which does not change its times.
 """
 
 from __future__ import annotations

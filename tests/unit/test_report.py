@@ -183,6 +183,19 @@ def test_online_iterations_are_told_of_and_drawn(tmp_path: Path, read: str) -> N
     assert "was 1.2 steps behind the one that learned from them on average, 3 at most" in told
 
 
+def test_a_plan_stands_beside_what_happened(tmp_path: Path, read: str) -> None:
+    assert "Planned:" not in read
+    config = as_json(summary())["config"]
+    phases = {"rollouts": 200.0, "learner": 300.5}
+    planned = {"source": "of runs/before", "phases": phases, "store_bytes": 2.5e6, "config": config}
+    told = text_of(written(tmp_path, {"planned": planned, "stages.0.stored_bytes": 3_000_000}))
+    assert "Planned: forecast before by masters-ray plan, rates of runs/before." in told
+    assert "Rollouts were to take 2.5 MB and took 3.0 MB." in told
+    assert "learner5 min 10 s5 min 00 s" in told and "in all10 min 40 s8 min 20 s" in told
+    other = text_of(written(tmp_path, {"planned": planned | {"config": "run: {}"}}))
+    assert "for settings that were not all those of this run" in other
+
+
 def test_values_that_were_not_measured(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"answers.compared": 0, "stages.0.compared": 0}
     changes |= {"stages.0.teacher_judged": 0, "stages.0.student_judged": 4, "stages.0.student_right": 2}
