@@ -65,7 +65,8 @@ def _pair(folder: Path) -> list[str]:
     for name, recipe in RECIPES.items():
         model = models.make_model(recipe.shape, tokenizer, recipe.seed, llama)
         save(model, models.make_processor(recipe.shape, tokenizer), folder / name)
-    return [f"{name}.checkpoint={folder / name}" for name in RECIPES]
+    allowed = [f"rollout.{limit}=1" for limit in ("max_cut_share", "max_empty_share", "max_set_aside_share")]
+    return [*(f"{name}.checkpoint={folder / name}" for name in RECIPES), *allowed]
 
 
 def _compared(folder: Path, name: str, pair: list[str]) -> dict[str, Any]:

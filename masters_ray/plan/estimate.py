@@ -8,6 +8,7 @@ are fitted to the only published times of this workload (appendix F.9, bench/pap
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -79,6 +80,7 @@ class _Engine:
         return tokens * step / at_once
 
 
+@cache
 def active_parameters(folder: Path) -> float:
     """Returns the parameters that a token passes."""
     architecture = weights.architecture(folder)

@@ -9,15 +9,15 @@ from masters_ray.pipeline import run
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 
-_BATCHES = 4
-"""Batches of a stage before learning: enough to keep all replicas busy."""
+_BATCHES = 6
+"""Batches of a stage before learning: enough to keep all replicas busy after the first, which warm up."""
 _HELD_OUT = 64
 _LEAST_ONLINE = 0.2
 
 
 def words(config: Config, online_fraction: float) -> list[str]:
     """Returns the overrides that make the probe of a configuration: two stages, the first teacher, and enough questions
-    for four batches of a stage and four optimizer steps. online_fraction: of the shares to forecast, the largest; what
+    for six batches of a stage and four optimizer steps. online_fraction: of the shares to forecast, the largest; what
     shares the machine with the learner is measured at that share, or at a fifth, which needs ten steps."""
     online = max(online_fraction, _LEAST_ONLINE) if online_fraction else 0.0
     stages, steps = 2, 10 if online else 4

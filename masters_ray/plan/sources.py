@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -98,8 +99,13 @@ def source(config: Config, load: Callable[[Sequence[str]], Config], file: str, a
 
 
 def _folders(config: Config) -> dict[str, Path]:
-    found = {name: weights.locate_locally(model.checkpoint) for name, model in config.models.items()}
-    return {name: folder for name, folder in found.items() if folder is not None}
+    """Returns the directories of the checkpoints that are on this machine: measured rates need none."""
+    found = {}
+    for name, model in config.models.items():
+        with suppress(CheckpointError):
+            if (folder := weights.locate_locally(model.checkpoint)) is not None:
+                found[name] = folder
+    return found
 
 
 def _count(source: Any) -> int:
