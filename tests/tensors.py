@@ -73,7 +73,7 @@ class FakeCollator(Collator):
 
     def __init__(self, *unreadable: int) -> None:
         self.pad_id, self._multiple, self._unreadable = 0, 1, unreadable
-        self.layout, self._padded = "prompt_once", ()
+        self.layout, self._padded, self._always_pictured = "prompt_once", (), False
 
     def prompt(self, group: RolloutGroup) -> PromptTensors:
         if group.position in self._unreadable:

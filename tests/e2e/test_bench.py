@@ -8,19 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.runs import environment
+from tests.e2e.runs import environment, long_form
 
 pytestmark = pytest.mark.e2e
 
 FIGURES = {
     "learner": 9,
     "store": 3,
-    "pregen": 6,
+    "pregen": 8,
     "semi_online": 3,
+    "plan": 2,
 }
+LONG = ("semi_online", "plan")
+"""These are runs of the demo, as other tests have them."""
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=long_form) if one in LONG else one for one in FIGURES])
 def test_a_benchmark_takes_all_its_figures_in_the_small_form(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     command = [sys.executable, "-m", f"bench.{name}", "--repeats", "1", "--out", str(out)]

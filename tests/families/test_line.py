@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from vllm.model_executor.models import registry
+from werkzeug.local import LocalProxy
 
 from masters_ray.config import Engine, Learner, Part, Reward, Sampling
 from masters_ray.data import decode
@@ -40,11 +41,12 @@ def engines_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     variables |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    # vLLM reads every attribute of all loaded modules, and Flask's refuse that outside a request.
-    for name in [one for one in sys.modules if one.split(".")[0] in ("flask", "moto", "werkzeug")]:
-        monkeypatch.delitem(sys.modules, name)
     # vLLM looks at each model's class in a process of its own, which imports everything anew.
     monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: look())
+    # vLLM reads every attribute of all loaded modules; those of Flask, which other tests load, want a request.
+    for name, module in list(sys.modules.items()):
+        if any(type(value) is LocalProxy for value in list(vars(module).values())):
+            monkeypatch.delitem(sys.modules, name)
 
 
 def replica(folder: Path, role: Any, toy_engine: Engine, **more: Any) -> ReplicaModel:
