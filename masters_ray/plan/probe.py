@@ -11,7 +11,7 @@ from masters_ray.progress import say
 
 _BATCHES = 6
 """Batches of a stage before learning: enough to keep all replicas busy after the first, which warm up."""
-_HELD_OUT = 64
+_HELD_OUT = 256
 _LEAST_ONLINE = 0.2
 
 
