@@ -137,28 +137,23 @@ _EXPERTS = Fused(r"\.experts\.gate_up_proj$")
 _ROUTER = r".*\.mlp\.(gate|shared_expert_gate)\.weight$"
 _SIGLIP = _per_layer("num_hidden_layers", 6)
 
-_GLM4V = Family(
-    parts=_QWEN,
-    fused=(_QKV, Fused(r"\.mlp\.gate_up_proj\.weight$")),
-    matrices={"language": _dense, "vision": _per_layer("depth", 7), "projector": lambda *_: 4},
+
+def _qwen(vision: int) -> Family:
+    """Returns a dense family of Qwen's names. vision: matrices of a layer of the vision tower."""
+    counts: Counts = {"language": _dense, "vision": _per_layer("depth", vision), "projector": _merger}
+    return Family(parts=_QWEN, fused=(_QKV,), matrices=counts)
+
+
+_SMOLVLM = Family(
+    parts=_SMOL,
+    padded=("pixel_values", "pixel_attention_mask"),
+    matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 1},
 )
 
 FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family(
-        parts=_QWEN,
-        fused=(_QKV,),
-        matrices={"language": _dense, "vision": _per_layer("depth", 6), "projector": _merger},
-    ),
-    "qwen2_5_vl": Family(
-        parts=_QWEN,
-        fused=(_QKV,),
-        matrices={"language": _dense, "vision": _per_layer("depth", 7), "projector": _merger},
-    ),
-    "qwen3_vl": Family(
-        parts=_QWEN,
-        fused=(_QKV,),
-        matrices={"language": _dense, "vision": _per_layer("depth", 6), "projector": _merger},
-    ),
+    "qwen2_vl": _qwen(vision=6),
+    "qwen2_5_vl": _qwen(vision=7),
+    "qwen3_vl": _qwen(vision=6),
     "qwen3_vl_moe": Family(
         parts=_QWEN,
         fused=(_QKV, _EXPERTS),
@@ -188,23 +183,19 @@ FAMILIES: dict[str, Family] = {
         padded=("pixel_values",),
         matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 2},
     ),
-    "smolvlm": Family(
-        parts=_SMOL,
-        padded=("pixel_values", "pixel_attention_mask"),
-        matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 1},
-    ),
-    "idefics3": Family(
-        parts=_SMOL,
-        padded=("pixel_values", "pixel_attention_mask"),
-        matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 1},
-    ),
+    "smolvlm": _SMOLVLM,
+    "idefics3": _SMOLVLM,
     "gemma3": Family(
         # Sliding windows, and pictures whose tokens see each other both ways.
         parts=_LLAVA,
         layout="rows",
         matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 1},
     ),
-    "glm4v": _GLM4V,
+    "glm4v": Family(
+        parts=_QWEN,
+        fused=(_QKV, Fused(r"\.mlp\.gate_up_proj\.weight$")),
+        matrices={"language": _dense, "vision": _per_layer("depth", 7), "projector": lambda *_: 4},
+    ),
 }
 """model_type, or model_type/text_config.model_type where the text model matters, → the family."""
 ELSEWHERE = {

@@ -32,7 +32,7 @@ def levers(config: Config) -> Iterator[Lever]:
             words=(f"rollout.online_fraction={half:g}",),
             costs="fresh answers (appendix F.2: 0.3 points at most)",
         )
-    if "student" in (judge.of_teacher, judge.of_student) or "teacher" in (judge.of_teacher, judge.of_student):
+    if {judge.of_teacher, judge.of_student} != {"rule"}:
         rule = ("judge.of_teacher=rule", "judge.of_student=rule")
         yield Lever(name="a rule as judge", words=rule, costs="right answers in other words than the label's")
     if rollout.teacher_answers + rollout.student_answers >= 4:

@@ -148,7 +148,9 @@ class Rates:
         spent = sum(line.seconds + line.rollout_wait_s for line in steps.values()) + sum(publishing.values())
         phases = journal["phases"]
         return cls(
-            group_seconds=config.learner.workers * fmean(one.seconds for one in counted) / fmean(map(_groups, counted)),
+            group_seconds=config.learner.workers
+            * fmean(one.seconds for one in counted)
+            / fmean(one.groups for one in counted),
             calls=of_stages or of_online,
             online_calls=of_online,
             publish_seconds=median(line.publish_seconds for line in handed_out) if online else None,
@@ -156,10 +158,6 @@ class Rates:
             start_seconds=max(0.0, phases["learner"] - spent) if "learner" in phases else None,
             **_around(directory, phases, stages, journal["wall_seconds"]),
         )
-
-
-def _groups(step: StepMetrics) -> int:
-    return step.groups
 
 
 def _stages(directory: RunDirectory, config: Config) -> list[tuple[int, StageOutcome]]:
