@@ -81,6 +81,8 @@ def source(config: Config, load: Callable[[Sequence[str]], Config], file: str, a
         if asked.probes and not asked.rates:
             place = probe.measure(load(probe.words(config, max(asked.fractions(config)))), file)
             told = "measured by a probe,"
+            if config.growth:
+                counted["remarks"] = ["the probe measured the first teacher; larger ones take longer than is forecast"]
         rates = Rates.load(place)
         return Source(told=f"{told} {place}", place=place, rates=rates, rates_of=lambda _: rates, **counted)
     if card is None:
