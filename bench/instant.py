@@ -103,7 +103,7 @@ def main() -> None:
     )
     with cluster.connected(Cluster(local_cpus=4)), Replicas(specs, InstantActor) as replicas:
         began = time.time()
-        loaded = data.load(source, 0, 0.01, spool=folder / "train.spool")
+        loaded = data.load([source], 0, 0.01, spool=folder / "train.spool")
         read = time.time() - began
         watch = _Watch(folder / "store")
         questions = Questions(Config(), loaded, folder)

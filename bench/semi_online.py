@@ -33,7 +33,7 @@ _ALONE = ("rollout.online_fraction=0.2", "rollout.max_staleness=0")
 """A run in which learner and rollouts wait for each other, so that its rates hold no sharing of cores."""
 _MOST_REPLICAS = 8
 _SHOWN_OF_A_FAILURE = 3000
-_SIZE = at([], ["data.train.rows=96", "data.held_out.rows=12", "evaluation.examples=2"])
+_SIZE = at([], ["data.train_rows=96", "data.held_out_rows=12", "evaluation.examples=2"])
 _SIZE += ["run.skip_checks=[packing,export,agreement,pictures,remask]"]
 
 
@@ -135,7 +135,9 @@ def _journal(folder: Path) -> dict[str, Any]:
 def _forecast_seconds(rates: Rates, share: float, *words: str) -> float:
     """Of the learner's phase."""
     found = config.load(BASE, [*_SIZE, f"rollout.online_fraction={share}", *words])
-    return forecast(found, rates, found.data.train.rows or 0, found.data.held_out.rows or 0).learning.seconds
+    data = found.data
+    train, held_out = data.train_rows or data.train[0].rows, data.held_out_rows or data.held_out[0].rows
+    return forecast(found, rates, train or 0, held_out or 0).learning.seconds
 
 
 def _dedicated(rates: Rates) -> dict[str, Any]:

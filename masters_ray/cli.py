@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--rates", type=Path, help="a run, or a rates.json; default: run.dir, if it has learned")
     plan.add_argument("--probe", action="store_true", help="measure the rates by a small run on these devices first")
-    plan.add_argument("--questions", type=int, help="of the run; default: data.train.rows, or all of the data")
+    plan.add_argument("--questions", type=int, help="of the run; default: as data.train says")
     plan.add_argument("--shares", default="", metavar="0,0.1,0.2", help="compare these online fractions, too")
     pools = "compare these, too: of teacher, student, judge (with the reference policy)"
     plan.add_argument("--replicas", action="append", default=[], metavar="teacher=2,student=4", help=pools)
@@ -216,7 +216,7 @@ def _examine(
     from masters_ray.config import violations
     from masters_ray.errors import ConfigError
 
-    words = [*arguments.overrides, f"data.train.rows={arguments.questions}"]
+    words = [*arguments.overrides, f"data.train_rows={arguments.questions}"]
     config = sampled(checks.load(arguments.config, words))
     if broken := violations(config):
         raise ConfigError(broken)

@@ -46,6 +46,8 @@ class Marked:
     finish: Finish | None
     """None, with the answer "", for a refused question."""
     correct: bool
+    dataset: str = ""
+    """Name of the data source."""
     refused: Refused | None = None
     """Why the model was not asked; the question then counts in no accuracy."""
     by_rule: bool | None = None

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+IMAGE = "<image {}>"
+"""Stands in a question's texts where the picture of this number, from 1, is shown."""
 Source = Literal["teacher", "student"]
 Finish = Literal["stop", "length"]
 """Why generation ended. stop: an end-of-turn token; length: the answer was cut at its token limit."""
@@ -35,10 +37,19 @@ class Problem:
     question: str
     label: str
     pictures: tuple[Picture, ...]
+    """In the order in which IMAGE stands for them in question and choices; without any IMAGE, before the question."""
     choices: tuple[str, ...] = ()
     """Shown to the model below the question."""
     kind: str = "all"
     """Category of the question; accuracy is reported per kind."""
+    references: tuple[str, ...] = ()
+    """All answers that count as right, if there are several; ``label`` is the most frequent."""
+    suffix: str = ""
+    """Shown to the model, not to judges, below question and choices."""
+    rule: str = ""
+    """Marks the answers in place of a judge; "judge": a judge does; "": as the configuration says."""
+    dataset: str = ""
+    """Name of the data source."""
 
     @property
     def digest(self) -> str:
@@ -48,6 +59,7 @@ class Problem:
             for one in self.pictures
         ]
         content = [self.id, self.question, self.label, pictures, list(self.choices), self.kind]
+        content += [list(self.references), self.suffix, self.rule]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

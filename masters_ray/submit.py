@@ -5,12 +5,14 @@ import json
 import os
 import shlex
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from masters_ray import config as configuration
 from masters_ray import stopping
+from masters_ray.config import DataSource
 from masters_ray.errors import SubmitError
 from masters_ray.progress import say
 
@@ -102,7 +104,7 @@ def _follow(client: Any, job: str, address: str | None) -> int:
 def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     """Returns overrides that make relative paths absolute; those inside uploaded directories stay relative."""
     rollout, data = config.rollout, config.data
-    inputs = {"data.train.path": data.train.path, "data.held_out.path": data.held_out.path}
+    inputs = dict(_of_data("train", data.train)) | dict(_of_data("held_out", data.held_out))
     inputs |= {"teacher.checkpoint": config.teacher.checkpoint, "student.checkpoint": config.student.checkpoint}
     paths = {"run.dir": config.run.dir, "rollout.store": rollout.store}
     paths |= {key: path for key, path in inputs.items() if path and _stays_behind(path)}
@@ -115,6 +117,15 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
     if growth:
         words["growth"] = json.dumps(configuration.as_written(growth))
     return [f"{key}={word}" for key, word in words.items()]
+
+
+def _of_data(name: str, sources: Sequence[DataSource]) -> Iterator[tuple[str, str]]:
+    """Yields (key, path) of the files and picture folders of sources."""
+    for number, source in enumerate(sources):
+        key = f"data.{name}[{number}]" if len(sources) > 1 else f"data.{name}"
+        yield f"{key}.path", source.path
+        if source.images:
+            yield f"{key}.images", source.images
 
 
 def _stays_behind(path: str) -> bool:

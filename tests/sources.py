@@ -18,7 +18,7 @@ def jsonl(folder: Path, rows: list) -> DataSource:
     (folder / "a.png").write_bytes(png())
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
-    return DataSource(format="jsonl", path=str(folder / "rows.jsonl"))
+    return DataSource(path=str(folder / "rows.jsonl"))
 
 
 def good(number: int, **more: object) -> dict:
@@ -33,10 +33,11 @@ def parquet(file: Path, rows: list[dict[str, Any]], **types: pa.DataType) -> Dat
         values = pa.array([row[name] for row in rows], kind)
         table = table.set_column(table.schema.get_field_index(name), name, values)
     pq.write_table(table, file, row_group_size=2)
-    return DataSource(format="parquet", path=str(file))
+    return DataSource(path=str(file))
 
 
-def load(source: DataSource, share: float = 1.0, **more: Any) -> data.Problems:
+def load(source: DataSource | list[DataSource], share: float = 1.0, **more: Any) -> data.Problems:
     """``data.load`` with seed 0 into a spool of its own."""
+    sources = source if isinstance(source, list) else [source]
     with tempfile.TemporaryDirectory() as folder:
-        return data.load(source, 0, share, spool=Path(folder) / "spool.sqlite", **more)
+        return data.load(sources, 0, share, spool=Path(folder) / "spool", **more)

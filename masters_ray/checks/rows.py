@@ -2,10 +2,11 @@
 
 import itertools
 from collections import Counter
+from typing import Literal
 
 from masters_ray import data
 from masters_ray.checks.context import CheckContext
-from masters_ray.data import sources
+from masters_ray.data import places
 from masters_ray.method import schedule
 from masters_ray.pipeline import inputs
 from masters_ray.progress import say
@@ -15,26 +16,32 @@ FIRST = 200
 
 
 def files(context: CheckContext) -> None:
-    """Checks that data files exist and have the format that their section names."""
-    for name, source in (("train", context.config.data.train), ("held_out", context.config.data.held_out)):
-        if source.path and (other := data.in_place_of(source)):
-            found, _, remedy = other.partition(". ")
-            context.complain(f"data.{name}.path", f"a {source.format} file", f"{source.path}: {found}", remedy)
+    """Checks that every source has tables that can be read."""
+    for name in ("train", "held_out"):
+        sources = getattr(context.config.data, name)
+        for number, source in enumerate(sources):
+            key = f"data.{name}[{number}].path" if len(sources) > 1 else f"data.{name}.path"
+            with context.guarded(key, "rows"):
+                if source.path:
+                    places.tables(source)
 
 
-def source(context: CheckContext, name: str) -> None:
-    """Reads the first or all rows of a source as a run does; checks that not too many are set aside, and that every
-    stage has questions, if their number is known: all rows were read or data.train.rows is set."""
-    config, source, where = context.config, getattr(context.config.data, name), f"data.{name}"
-    more = not context.all_rows and next(itertools.islice(sources.rows(source), FIRST, None), None) is not None
-    first, spool = FIRST if more else None, context.scratch / f"{name}.spool"
-    loaded = inputs.load_source(config, source, list(context.folders.values()), spool, 1.0, first)
+def source(context: CheckContext, name: Literal["train", "held_out"]) -> None:
+    """Reads the first or all rows of ``name``'s sources as a run does; checks that not too many are set aside, and that
+    every stage has questions, if their number is known: all rows were read or its most is set."""
+    config, sources, where = context.config, getattr(context.config.data, name), f"data.{name}"
+    most = getattr(config.data, f"{name}_rows")
+    spool, models = context.scratch / f"{name}.spool", list(context.folders.values())
+    loaded = inputs.load_source(config, name, models, spool, 1.0, None if context.all_rows else FIRST)
+    more = any(one.more for one in loaded.sources)
     context.loaded[name] = loaded
     kinds = Counter(problem.kind for problem in loaded)
     if name == "train" and not more:
         context.digest = inputs.digest_of(loaded)
-    looked = f"the first {FIRST} rows" if more else f"all {loaded.accepted + len(loaded.rejected)} rows"
-    say(f"{where}  {looked} of {source.path}: {loaded.accepted} questions")
+    for one in loaded.sources:
+        read = one.taken + one.set_aside
+        looked = f"the first {FIRST} questions" if one.more else f"all {read} questions"
+        say(f"{where}  {looked} of {one.path}: {one.taken} can be used")
     if len(kinds) > 1:
         say(f"  most frequent kinds: {', '.join(f'{kind} {count}' for kind, count in kinds.most_common(8))}")
     changes = [f"pictures: {count} {change}" for change, count in sorted(loaded.changes.items())]
@@ -42,11 +49,11 @@ def source(context: CheckContext, name: str) -> None:
     for told in (*changes, *loaded.remarks, *aside):
         say(f"  {told}")
     if more:
-        context.not_checked.append(f"rows after the first {FIRST} of {where} were not looked at (--all)")
-    elif source.rows is not None and source.rows > loaded.accepted:
-        say(f"  {where}.rows asks for {source.rows}: all {loaded.accepted} are taken")
-    data.refuse_too_many(source, loaded, config.data.max_quarantined_share)
-    questions = source.rows if more else len(loaded)
+        context.not_checked.append(f"rows after the first {FIRST} of each source in {where} were not looked at (--all)")
+    elif (asked := most or sum(one.rows or 0 for one in sources)) > loaded.accepted:
+        say(f"  {asked} questions are asked for in {where}: all {loaded.accepted} are taken")
+    data.refuse_too_many(loaded, config.data.max_quarantined_share)
+    questions = most or (sources[0].rows if len(sources) == 1 else None) if more else len(loaded)
     if name == "train" and questions is not None:
         with context.guarded("schedule", "questions for every stage"):
             inputs.plan(config, questions)

@@ -4,5 +4,5 @@ overrides hold what differs from the file. A key is a field in schema.py with de
 rules across keys."""
 
 from masters_ray.config.fields import KeyScope, Written, as_written
-from masters_ray.config.load import load, read, scopes, to_yaml, violations
+from masters_ray.config.load import load, plain, read, scopes, to_yaml, violations
 from masters_ray.config.schema import *

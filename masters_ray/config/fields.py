@@ -7,7 +7,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WrapValidator
 
 from masters_ray.errors import without_secrets
 
@@ -69,6 +69,8 @@ def only(holds: Callable[[Any], bool], expected: str) -> AfterValidator:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+ONE_OR_MORE = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+"""Marks a list that may be written as its only element."""
 
 _ONE_SLASH = re.compile("(s3|gs|gcs|abfss?|hdfs|file|https?):/(?!/)", re.IGNORECASE)
 Place = Annotated[

@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from masters_ray.config import rules
-from masters_ray.config.fields import MISSING, KeyScope, Written, as_written
+from masters_ray.config.fields import MISSING, ONE_OR_MORE, KeyScope, Written, as_written
 from masters_ray.config.schema import Config
 from masters_ray.errors import Complaint, ConfigError
 
@@ -29,7 +29,10 @@ class _Key(NamedTuple):
     kind: Any = None
     """The value's type; a dataclass for a section."""
     default: Any = MISSING
+    """Of ``one_or_more``: the only element, as plain values."""
     scopes: frozenset[KeyScope] = frozenset()
+    one_or_more: bool = False
+    """Whether the only element of this list may stand in its place."""
 
 
 @functools.cache
@@ -44,11 +47,17 @@ def _keys(section: Any, prefix: str) -> Iterator[tuple[str, _Key]]:
         key, kind = prefix + one.name, kinds[one.name]
         default = one.default_factory() if callable(one.default_factory) else one.default
         told = getattr(annotated[one.name], "__metadata__", ())
+        if ONE_OR_MORE in told:
+            [default] = TypeAdapter(Any).dump_python(default)
         own = frozenset(scope for scope in told if isinstance(scope, KeyScope))
-        yield key, _Key(kind, MISSING if default is dataclasses.MISSING else default, own)
+        yield key, _Key(kind, MISSING if default is dataclasses.MISSING else default, own, ONE_OR_MORE in told)
         if get_origin(kind) is list:
-            key, [kind] = f"{key}[]", get_args(kind)
-            yield key, _Key(kind)
+            [kind] = get_args(kind)
+            yield f"{key}[]", _Key(kind)
+            if dataclasses.is_dataclass(kind):
+                yield from _keys(kind, f"{key}[].")
+            if ONE_OR_MORE not in told:
+                continue
         if dataclasses.is_dataclass(kind):
             yield from _keys(kind, f"{key}.")
 
@@ -63,8 +72,10 @@ def _key_of(key: str) -> _Key:
 
 
 def _fallback(key: str) -> Any:
-    """Returns the value that replaces an invalid one: the default, or "" for a key without."""
+    """Returns the value that replaces an invalid one: the default, with "" for each key without."""
     default = _key_of(key).default
+    if isinstance(default, dict):
+        return {name: "" if value == MISSING else value for name, value in default.items()}
     return "" if default == MISSING else default
 
 
@@ -103,15 +114,17 @@ def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, 
     empty. Raises ConfigError only when the file cannot be read."""
     complaints: list[Complaint] = []
     tree = OmegaConf.create(dataclasses.asdict(Config()))
+    for key in (key for key, known in _known_keys().items() if known.one_or_more and "[" not in key):
+        OmegaConf.update(tree, key, _key_of(key).default, merge=False)
     for key, value in [*_of_file(Path(file), complaints), *_of_words(overrides or [], complaints)]:
-        if key not in _known_keys() or "[" in key:
+        if _in_schema(key) not in _known_keys():
             complaints.append(_unknown(key))
         elif dataclasses.is_dataclass(_key_of(key).kind):
             complaints.append(_wrong(key, value, "a mapping"))
         else:
             try:
                 OmegaConf.update(tree, key, value, merge=False)
-            except OmegaConfBaseException as error:
+            except (OmegaConfBaseException, LookupError, ValueError) as error:
                 complaints.append(_leads_nowhere(key, value, error))
     return _checked(_followed(tree, OmegaConf.to_container(tree), "", complaints), complaints)
 
@@ -123,7 +136,24 @@ def violations(config: Config) -> list[Complaint]:
 
 def to_yaml(config: Config) -> str:
     """Returns the whole configuration as YAML, with defaults, and interpolations as they are written."""
-    return OmegaConf.to_yaml(OmegaConf.create(as_written(dataclasses.asdict(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Returns a configuration as nested plain values, as a file has them: interpolations unresolved, an only element in
+    place of its list where it may stand so."""
+    found: dict[str, Any] = _shortened(as_written(dataclasses.asdict(config)), "")
+    return found
+
+
+def _shortened(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _shortened(one, f"{key}.{name}".lstrip(".")) for name, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    if len(value) == 1 and _key_of(key).one_or_more:
+        return _shortened(value[0], key)
+    return [_shortened(one, f"{key}[{number}]") for number, one in enumerate(value)]
 
 
 def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
@@ -192,13 +222,29 @@ def _checked(values: dict[str, Any], complaints: list[Complaint]) -> tuple[Confi
         config = _SCHEMA.validate_python(values)
     except ValidationError as error:
         for one in error.errors():
-            complaints.append(_complaint(one))
-            path = [str(part) for part in itertools.takewhile(lambda part: isinstance(part, str), one["loc"])]
+            place = _as_written(one["loc"], values)
+            complaints.append(_complaint(one | {"loc": place}))
+            path = [str(part) for part in itertools.takewhile(lambda part: isinstance(part, str), place)]
             section = functools.reduce(lambda found, name: found[name], path[:-1], values)
             section[path[-1]] = _fallback(".".join(path))
         config = _SCHEMA.validate_python(values)
     known = {complaint.where for complaint in complaints}
     return config, [*complaints, *rules.broken(config, known)]
+
+
+def _as_written(place: Iterable[Any], value: Any) -> list[Any]:
+    """Returns a place in validated values as the written ``value`` has it: without the index 0 where a list's only
+    element stands in place of the list."""
+    found = []
+    for part in place:
+        if isinstance(part, int) and not isinstance(value, list):
+            continue
+        found.append(part)
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            value = None
+    return found
 
 
 def _complaint(error: Any) -> Complaint:
@@ -220,8 +266,9 @@ def _unknown(key: str) -> Complaint:
 def _wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint:
     """remedy: default: the key's default, or to set the key."""
     known = _key_of(key)
-    if dataclasses.is_dataclass(known.kind):
-        expected, remedy = "a mapping", "Set keys below it."
+    if dataclasses.is_dataclass(known.kind) or isinstance(known.default, dict):
+        expected = "a mapping, or a list of them" if known.one_or_more else "a mapping"
+        remedy = "Set keys below it."
     elif not remedy and known.default == MISSING:
         remedy = f"Set {key} in the file or on the command line."
     return Complaint(key, expected, repr(found), remedy or f"The default is {json.dumps(known.default)}.")
@@ -229,5 +276,9 @@ def _wrong(key: str, found: object, expected: str, remedy: str = "") -> Complain
 
 def _leads_nowhere(key: str, found: Any, error: Exception) -> Complaint:
     told = str(error).partition("\n")[0].rstrip(".")
-    remedy = f"{told}. ${{oc.env:NAME,x}} is a variable of the environment with a default, ${{run.seed}} another key."
+    remedy = f"{told}. ${{oc.env:NAME,x}} is a variable with a default, ${{run.seed}} another key."
+    if not isinstance(error, OmegaConfBaseException):
+        return Complaint(
+            key, "the number of a source in the list", repr(found), "Write for instance data.train[0].rows=5."
+        )
     return _wrong(getattr(error, "full_key", None) or key, found, "an interpolation that leads to a value", remedy)

@@ -1,10 +1,10 @@
 """Rules across the keys of a configuration; touches no file. Bounds of single keys are in the schema."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-from masters_ray.config.schema import Config, HostedModel, Learner, MaskScope, Part, Schedule, Teacher
+from masters_ray.config.schema import Config, DataSource, HostedModel, Learner, MaskScope, Part, Schedule, Teacher
 from masters_ray.errors import Complaint
 
 Broken = tuple[str, str, Any, str]
@@ -32,11 +32,41 @@ def _all(config: Config) -> Iterator[Broken]:
         yield "judge.reasoning", "false where judge.of_teacher or judge.of_student is rule", True, "A rule reads none."
     if config.rollout.online_fraction > 0:
         yield from _online(config)
+    yield from _sources("data.train", config.data.train)
+    yield from _sources("data.held_out", config.data.held_out)
+    for number, source in enumerate(config.data.train):
+        if judge.reasoning and source.rule not in (None, "judge"):
+            expected = "null or judge with judge.reasoning"
+            yield f"{_key('data.train', config.data.train, number)}.rule", expected, source.rule, "A rule reads none."
+        if source.rule == "judge" and "rule" in (judge.of_teacher, judge.of_student):
+            expected = "another than judge where judge.of_teacher or judge.of_student is rule"
+            yield f"{_key('data.train', config.data.train, number)}.rule", expected, "judge", "Name who judges there."
     for (name, model), schedule in zip(config.models.items(), [*config.schedules, None], strict=True):
         yield from _model(name, model, config)
         if isinstance(model, Teacher) and schedule is not None:
             yield from _schedule(name, model.mask, schedule)
     yield from _learner(config.learner)
+
+
+def _key(section: str, sources: Sequence[DataSource], number: int) -> str:
+    """Returns a source's key as it is written: without its number where it is the only one."""
+    return f"{section}[{number}]" if len(sources) > 1 else section
+
+
+def _sources(section: str, sources: Sequence[DataSource]) -> Iterator[Broken]:
+    names = [source.name for source in sources]
+    weights = [source.weight for source in sources]
+    for number, source in enumerate(sources):
+        key = _key(section, sources, number)
+        if len(sources) > 1 and (not source.name or names.count(source.name) > 1):
+            yield f"{key}.name", "a name of its own, as for all of several sources", source.name, "It begins rows' ids."
+        if source.weight is None and any(weights):
+            yield f"{key}.weight", f"a weight in all of {section} or in none", None, "It is relative to the others'."
+        if source.subset and not source.split:
+            yield f"{key}.split", "a split beside subset", None, "Data sets on the Hub have splits such as train."
+        fields = source.fields
+        if fields.turns is None and not (fields.question and fields.answer):
+            yield f"{key}.fields", "keys for question and answer, or turns", "none", "Name them as the rows have them."
 
 
 def _online(config: Config) -> Iterator[Broken]:

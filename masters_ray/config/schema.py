@@ -5,20 +5,33 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from masters_ray.config.fields import MISSING, Checkpoint, ConfigSection, Directory, KeyScope, Place, Share, only
+from masters_ray.config.fields import (
+    MISSING,
+    ONE_OR_MORE,
+    Checkpoint,
+    ConfigSection,
+    Directory,
+    KeyScope,
+    Place,
+    Share,
+    only,
+)
 
 Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
 """A part of a vision-language model."""
 KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["answer", "token"]
 JudgedBy = Literal["student", "teacher", "rule"]
-Rule = Literal["exact", "relaxed", "choice", "vqa"]
+Rule = Literal["exact", "relaxed", "choice", "vqa", "anls"]
+RowRule = Literal[Rule, "judge"]
+FieldKeys = Annotated[list[str], ONE_OR_MORE]
 Difficulty = Literal["rating", "likelihood"]
 Transfer = Literal["object_store", "nccl"]
 """How the learner's weights reach the engines in online iterations."""
 HardCheck = Literal["packing", "export", "agreement", "pictures", "remask"]
 """A check of the pair that is made before anything is spent: what it finds cannot be mended afterwards."""
 MaskRatio = Annotated[float, Field(ge=0, lt=1)]
+_WRITERS: tuple[Literal["teacher", "student"], ...] = ("teacher", "student")
 
 
 @dataclass
@@ -46,20 +59,63 @@ class Cluster(ConfigSection):
 
 
 @dataclass
-class DataSource(ConfigSection):
-    """Rows with question, answer, image (path relative to the file, bytes, or a list), optionally choices, id, kind."""
+class RowFields(ConfigSection):
+    """Where a row holds what: a key, a dotted path (``json.question``; through a list it gives all elements' values),
+    or a list of these. A key other than its default must be in every row, though its value may be null."""
 
-    format: Literal["jsonl", "parquet"] = "jsonl"
+    question: FieldKeys = field(default_factory=lambda: ["question"])
+    """Several: paragraphs of the question."""
+    answer: FieldKeys = field(default_factory=lambda: ["answer"])
+    """Several texts are references: the most frequent is the label that a judge sees, rules take the best."""
+    image: FieldKeys = field(default_factory=lambda: ["image"])
+    """Path, bytes, base64 or a list of them; null: no picture. []: no row has pictures."""
+    choices: FieldKeys = field(default_factory=lambda: ["choices"])
+    id: FieldKeys = field(default_factory=lambda: ["id"])
+    kind: FieldKeys = field(default_factory=lambda: ["kind"])
+    turns: str | None = None
+    """Key of a dialogue (conversations, messages, texts, qa), which takes the place of question and answer."""
+
+
+@dataclass
+class DataSource(ConfigSection):
+    """Rows of one layout, each a question or a dialogue (docs/DATA.md)."""
+
     path: Place = MISSING
+    """File, pattern of names (*.parquet), folder, address (s3://, gs://), or id of a data set on the Hub."""
+    subset: str | None = None
+    """Configuration of a data set on the Hub."""
+    split: str | None = None
+    """Split of a data set on the Hub or of a folder that datasets saved; it tells an id from a path."""
+    images: Place | None = None
+    """Folder of relative picture paths; default: that of the row's file."""
+    name: Annotated[str | None, only(lambda name: not name or "/" not in name, "a name without /")] = None
+    """Begins the ids of its rows, and is the kind of rows without one; required where there are several sources."""
+    fields: RowFields = field(default_factory=RowFields)
+    turns: Literal["first", "all"] = "first"
+    """Which questions of a dialogue are asked. all: each, alone and with the pictures shown until then."""
+    answer_is: Literal["text", "letter", "index"] | None = None
+    """How labels name their choice; index: from 0. Default: by text, otherwise by letter."""
+    suffix: str = ""
+    """Ends the question as models see it, below the choices, such as "Answer with the letter."."""
     rows: PositiveInt | None = None
-    """Number of rows to take in the seeded order, kinds balanced; default: all."""
+    """Most questions to take, in the seeded order with kinds balanced; default: all."""
+    weight: PositiveFloat | None = None
+    """Share of the mixture, relative to the other sources' weights; the scarcest source limits the mixture."""
+    rule: RowRule | None = None
+    """Rule that marks answers without a judge; judge: none, whatever evaluation.marked_by is. Default: judge.* say."""
 
 
 @dataclass
 class Data(ConfigSection):
-    train: DataSource = field(default_factory=DataSource)
-    held_out: DataSource = field(default_factory=DataSource)
-    """Questions that accuracy is measured on."""
+    train: Annotated[list[DataSource], ONE_OR_MORE, Field(min_length=1)] = field(default_factory=lambda: [DataSource()])
+    """A source, or a list of them, whose questions are mixed in the seeded order."""
+    held_out: Annotated[list[DataSource], ONE_OR_MORE, Field(min_length=1)] = field(
+        default_factory=lambda: [DataSource()]
+    )
+    """Questions that accuracy is measured on: a source, or a list."""
+    train_rows: PositiveInt | None = None
+    """Most questions of all training sources together, by weight, else by size; default: all that these give."""
+    held_out_rows: PositiveInt | None = None
     max_quarantined_share: Share = 0.01
     """Fraction of the source's rows that may be set aside; above it the run stops."""
     order: Literal["seeded", "easy_to_hard"] = "seeded"
@@ -142,7 +198,8 @@ class Judge(ConfigSection):
     of_student: JudgedBy = "student"
     """Judge of the student's answers, with the same choices."""
     rule: Rule = "exact"
-    """relaxed: numbers within 5 % (ChartQA); choice: letter or text; vqa: VQA's. Judges are compared with the rule."""
+    """relaxed: numbers within 5 % (ChartQA); choice: letter or text; vqa: VQA's; anls: at least half of the characters
+    right (documents). Judges are compared with the rule. A source's rule takes its place."""
     reasoning: bool = False
     """Also judge whether an answer's reasoning supports it (R_rea; reward.rho, appendix F.3)."""
     follows_student: Annotated[bool, KeyScope.LATER] = False
@@ -153,8 +210,10 @@ class Judge(ConfigSection):
     max_tokens: PositiveInt = 256
     """Most tokens of a judge's reply."""
 
-    def of(self, source: Literal["teacher", "student"]) -> JudgedBy:
-        """Returns who judges answers of ``source``."""
+    def of(self, source: Literal["teacher", "student"], rule: str | None = None) -> JudgedBy:
+        """Returns who judges answers of ``source``. rule: of the question's own data source."""
+        if rule not in (None, "", "judge"):
+            return "rule"
         return self.of_teacher if source == "teacher" else self.of_student
 
 
@@ -364,8 +423,15 @@ class Config(ConfigSection):
     @property
     def judges(self) -> set[JudgedBy]:
         """All judges of rollouts, and the student if it marks held-out answers."""
-        marking: set[JudgedBy] = {"student"} if self.evaluation.marked_by == "judge" else set()
-        return {self.judge.of_teacher, self.judge.of_student} | marking
+        judging = {self.judge.of(source, one.rule) for one in self.data.train for source in _WRITERS}
+        marking: set[JudgedBy] = {"student"} if self.marks_by_judge else set()
+        return judging | marking
+
+    @property
+    def marks_by_judge(self) -> bool:
+        """Whether the student marks answers to some held-out questions."""
+        marks = [one.rule or self.evaluation.marked_by for one in self.data.held_out]
+        return "judge" in marks
 
     @property
     def evaluation_tokens(self) -> int:

@@ -1,7 +1,8 @@
-"""Reads a row's choices and its label in all their forms; the label becomes the text of the right choice."""
+"""Reads a row's choices, label and references in all their forms; the label becomes the text of the right choice."""
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from string import ascii_uppercase
@@ -9,8 +10,8 @@ from typing import Any, Literal
 
 from masters_ray.data.texts import BadRowError, as_text, shown
 
-Reading = Literal["text", "key", "index"]
-"""How a label names its choice: by its text, its key (the letter before it), or its index from 0."""
+Reading = Literal["text", "letter", "index"]
+"""How a label names its choice: by its text, its letter (or the row's own key), or its index from 0."""
 _MARKED = re.compile(r"\(?([A-Za-z]|\d\d?(?!:))(?:\)|[.:](?=\s))\s*(\S.*)")
 """Matches "A. red", "(A) red", "B: blue", "1. red"; not "1: 2", a ratio."""
 
@@ -51,27 +52,40 @@ def readings(label: str, choices: Mapping[str, str]) -> dict[Reading, str]:
     )
     found: dict[Reading, str | None] = {
         "text": next((same[0] for same in ways if len(same) == 1), None),
-        "key": choices.get(label.strip("()[].: ").upper()),
+        "letter": choices.get(label.strip("()[].: ").upper()),
         "index": {str(place): text for place, text in enumerate(choices.values())}.get(label),
     }
     return {name: text for name, text in found.items() if text is not None}
 
 
-def right_choice(label: str, choices: Mapping[str, str], usual: Reading) -> str:
-    """Returns the text of the choice that a label names; without choices, the label. usual: reading of most labels of
-    the source, tried first, then text, then key. A number is read as an index only when that is ``usual``. Raises
-    BadRowError when no reading finds a choice."""
+def right_choice(label: str, choices: Mapping[str, str], reading: Reading | None) -> str:
+    """Returns the text of the choice that a label names; without choices, the label. reading: None: by text, otherwise
+    by letter; a number is never taken for an index. Raises BadRowError when no choice is found."""
     if not choices:
         return label
     found = readings(label, choices)
-    for reading in (usual, "text", "key"):
-        if reading in found:
-            return found[reading]
-    first, *_, last = choices
+    for one in (reading,) if reading else ("text", "letter"):
+        if one in found:
+            return found[one]
+    expected = f"the {reading} of one" if reading else "the text of one or its letter"
+    remedy = "" if reading or "index" not in found else "; set answer_is=index if labels count from 0"
     raise BadRowError(
-        f"answer: {shown(label)} is none of the choices {shown(list(choices.values()))}; expected the text of one, its "
-        f"letter ({first} to {last}) or, if all labels are, its index from 0"
+        f"answer: {shown(label)} is none of the choices {shown(list(choices.values()))}; expected {expected}{remedy}"
     )
+
+
+def label_of(value: Any) -> tuple[str, tuple[str, ...]]:
+    """Returns the label, and all references if there are several: the label is the most frequent, the first of equal
+    ones. value: a text, number or date, or a list of them. Raises BadRowError."""
+    several = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(one, dict) for one in several):
+        keys = ", ".join(next(one for one in several if isinstance(one, dict)))
+        raise BadRowError(f"answer: expected texts, found entries with {keys}: add the key, as in answers.answer")
+    texts = [text for one in several if one is not None and (text := as_text(one, "answer"))]
+    if not texts:
+        raise BadRowError("empty answer")
+    [(label, _)] = Counter(texts).most_common(1)
+    return label, tuple(texts) if len(set(texts)) > 1 else ()
 
 
 def _pairs(value: Any) -> list[tuple[Any, Any]]:

@@ -1,61 +1,134 @@
-"""Maps rows of a source to problems, and loads these in their seeded order: into a spool, or from it."""
+"""Loads the problems of a mixture of sources in their seeded order: into a spool, or from it."""
 
 import itertools
 import json
-import random
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import PIL
 
 from masters_ray.config import DataSource
-from masters_ray.data import sources
-from masters_ray.data.labels import Reading, choices_of, readings, right_choice
+from masters_ray.data import mixture, places
+from masters_ray.data.labels import choices_of, label_of, right_choice
+from masters_ray.data.layouts import Draft, Layout, placed
 from masters_ray.data.pictures import PILLOW_MAX_PIXELS, Stamp, check, named, stamp
-from masters_ray.data.spool import FORMAT, THREADS, MappedRow, Problems, SpoolWriter
-from masters_ray.data.texts import LONGEST, NO_SPECIAL, BadRowError, as_text, check_texts, cut
+from masters_ray.data.spool import FORMAT, THREADS, MappedRow, Problems, SourceCounts, SpoolWriter
+from masters_ray.data.tables import Row, Table
+from masters_ray.data.texts import LONGEST, NO_SPECIAL, BadRowError, as_text, bare, check_texts, cut, shown
 from masters_ray.errors import DataError
 from masters_ray.files import new_file
 from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, Rejected
 
-_USED = ("id", "question", "answer", "image", "choices", "kind")
-_LAYOUTS = {
-    "conversations": "LLaVA's layout (conversations)",
-    "messages": "the layout of OpenAI and ms-swift (messages)",
-    "texts": "the layout of The Cauldron (texts with user and assistant)",
-    "qa": "several questions in one row (qa)",
-}
-_CHOICES = re.compile(r"(?i)(options?|candidates|multiple_choices|(option|choice)s?_?[a-f0-9]?|[ab])")
-"""Names of columns that seem to hold choices."""
+_HOPELESS = 1000
+"""Questions of a source after which reading ends if none of them can be used."""
 
 
-class Mapper:
-    """Maps a source's rows to problems; thread-safe."""
+class SourceReader:
+    """Reads a source's questions, which are numbered from 0: rows, or with ``turns: all`` the turns of its rows."""
 
     def __init__(self, source: DataSource, max_pictures: int, max_pixels: int, special: str) -> None:
-        self._folder = Path(source.path).parent
+        """Raises DataError when there is nothing to read."""
+        self.source, self.tables = source, places.tables(source)
         self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
-        self._usual = _usual_reading(source)
+        self._layout = Layout(source)
         # Questions about the same picture are mostly close together.
         self._of_file = lru_cache(4096)(lambda path, _: check(Picture(path=path), max_pixels))
 
-    def __call__(self, read: tuple[str, sources.Row]) -> MappedRow:
-        """read: an item of ``sources.rows``."""
+    @property
+    def name(self) -> str:
+        return self.source.name or self.source.path
+
+    @cached_property
+    def size(self) -> int:
+        """Number of questions."""
+        return sum(self._sizes)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Number of questions in each table."""
+        return [int(turns.sum()) for turns in self._turns] if self._turns else [one.count() for one in self.tables]
+
+    @cached_property
+    def _turns(self) -> list[np.ndarray]:
+        """Each table's number of questions in each row, with ``turns: all``; otherwise empty."""
+        key = self.source.fields.turns
+        if key is None or self.source.turns == "first":
+            return []
+        return [np.fromiter(map(self._layout.count, table.column(key)), np.uint16) for table in self.tables]
+
+    def kinds(self) -> np.ndarray | None:
+        """Returns each question's kind as a number that sorts like its name; None: all are of one kind."""
+        numbers: dict[str, int] = {}
+        found = []
+        for table in self.tables:
+            rows = table.column(self.source.fields.kind[0]) if len(self.source.fields.kind) == 1 else _rows(table)
+            own = (numbers.setdefault(self._kind_of(row), len(numbers)) for row in rows)
+            found.append(np.fromiter(own, np.uint32))
+        if len(numbers) <= 1:
+            return None
+        ranks = np.argsort(np.argsort(np.array(list(numbers)), kind="stable")).astype(np.uint32)
+        of_rows = ranks[np.concatenate(found)]
+        return np.repeat(of_rows, np.concatenate(self._turns)) if self._turns else of_rows
+
+    def read(self, chosen: np.ndarray | None = None) -> Iterator[MappedRow]:
+        """Yields questions in their order. chosen: their numbers, ascending; None: all."""
+        first = 0
+        for place, table in enumerate(self.tables):
+            if chosen is None:
+                for _, mapped in self._mapped(table, None):
+                    yield from (replace(one, number=first + turn) for turn, one in enumerate(mapped))
+                    first += len(mapped)
+                continue
+            own = chosen[(chosen >= first) & (chosen < first + self._sizes[place])] - first
+            ends = np.cumsum(self._turns[place], dtype=np.int64) if self._turns else None
+            rows = own if ends is None else np.unique(np.searchsorted(ends, own, "right"))
+            for row, mapped in self._mapped(table, rows) if len(rows) else ():
+                before = row if ends is None else int(ends[row - 1]) if row else 0
+                for turn, one in enumerate(mapped):
+                    if ends is None or own[np.searchsorted(own, before + turn) % len(own)] == before + turn:
+                        yield replace(one, number=first + before + turn)
+            first += self._sizes[place]
+
+    def _mapped(self, table: Table, rows: np.ndarray | None) -> Iterator[tuple[int, list[MappedRow]]]:
+        """Yields (index, questions) of a table's rows in their order; several threads map few rows at a time."""
+        read = zip(itertools.count() if rows is None else rows.tolist(), table.rows(rows), strict=False)
+        with ThreadPoolExecutor(THREADS) as executor:
+            while part := list(itertools.islice(read, 128)):
+                questions = executor.map(partial(self.questions, table.folder), (row for _, row in part))
+                yield from zip((index for index, _ in part), questions, strict=True)
+
+    def questions(self, folder: Path | None, read: tuple[str, Row]) -> list[MappedRow]:
+        """Returns the questions of a row, at least one. folder: of relative picture paths. read: ("file:number", row).
+        Thread-safe."""
         where, row = read
-        changes: list[str] = []
+        try:
+            if isinstance(row, BadRowError):
+                raise row
+            drafts = self._layout.drafts(row)
+        except BadRowError as error:
+            return [MappedRow(outcome=Rejected(row=where, reason=str(error), kind=error.kind))]
+        names = [where, *(f"{where}/{turn}" for turn in range(2, len(drafts) + 1))]
+        used = self._layout.keys
+        unused = [key for key, value in row.items() if value is not None and key not in used and key[:2] != "__"]
+        asked = [self._question(*one, folder, unused) for one in zip(names, drafts, strict=True)]
+        return asked if self.source.turns == "all" else [replace(asked[0], further=len(drafts) - 1)]
+
+    def _question(self, where: str, draft: Draft, folder: Path | None, unused: list[str]) -> MappedRow:
         files: dict[str, Stamp] = {}
+        changes: list[str] = []
         outcome: Problem | Rejected
         try:
-            problem = self._problem(row, where)
+            problem = self._problem(where, draft, folder)
             files = {one.path: stamp(one.path) for one in problem.pictures if one.path is not None}
             checked = [
                 check(one, self._max_pixels) if one.path is None else self._of_file(one.path, files[one.path])
@@ -65,62 +138,56 @@ class Mapper:
             changes = [change for _, made in checked for change in made]
         except BadRowError as error:
             outcome = Rejected(row=where, reason=str(error), kind=error.kind)
-        columns = row if isinstance(row, dict) else {}
-        unused = [key for key, value in columns.items() if value is not None and key not in _USED]
-        return MappedRow(where=where, outcome=outcome, unused=unused, changes=changes, files=files)
+        return MappedRow(outcome=outcome, unused=unused, changes=changes, files=files)
 
-    def _problem(self, row: sources.Row, where: str) -> Problem:
-        """Returns the row's problem without reading its pictures. Raises BadRowError."""
-        if isinstance(row, BadRowError):
-            raise row
-        _check_columns(row)
-        question, label = as_text(row["question"], "question"), as_text(row["answer"], "answer")
-        if not question or not label:
+    def _problem(self, where: str, draft: Draft, folder: Path | None) -> Problem:
+        """Returns the question without reading its pictures. Raises BadRowError."""
+        source = self.source
+        choices = choices_of(draft.choices)
+        label, references = label_of(draft.answer)
+        if choices and references:
+            raise BadRowError(f"answer: several right choices, {shown(references)}: expected one")
+        right = right_choice(label, choices, source.answer_is)
+        texts, images = placed([draft.question, *choices.values()], draft.images)
+        if not (question := bare(texts[0])) or not right:
             raise BadRowError(f"empty {'answer' if question else 'question'}")
-        images = row["image"] if isinstance(row["image"], list) else [row["image"]]
-        choices = choices_of(row.get("choices"))
-        problem = Problem(
-            id=_name(row.get("id"), "id") or where,
-            question=question,
-            label=right_choice(label, choices, self._usual),
-            pictures=tuple(named(image, self._folder) for image in images),
-            choices=tuple(choices.values()),
-            kind=_name(row.get("kind"), "kind") or "all",
-        )
         if len(images) > self._max_pictures:
             raise BadRowError(f"{len(images)} pictures, expected at most engine.max_pictures = {self._max_pictures}")
+        own, turn = _name(draft.id, "id"), where.rpartition(":")[2].partition("/")[2]
+        prefix = f"{source.name}/" if source.name else ""
+        problem = Problem(
+            id=prefix + (f"{own}/{turn}" if own and turn else own or where),
+            question=question,
+            label=dict(zip(choices.values(), texts[1:], strict=True)).get(right, right),
+            pictures=tuple(named(image, folder) for image in images),
+            choices=tuple(texts[1:]),
+            kind=self._kind_of_value(draft.kind),
+            references=references,
+            suffix=source.suffix,
+            rule=source.rule or "",
+            dataset=source.name or "",
+        )
         check_texts(problem, self._special)
         return problem
 
+    def _kind_of(self, row: Row) -> str:
+        """Returns the kind of a row; "" for a row that cannot be read."""
+        try:
+            return self._kind_of_value(self._layout.kind(row)) if isinstance(row, dict) else ""
+        except BadRowError:
+            return ""
 
-def _check_columns(row: Mapping[str, Any]) -> None:
-    """Raises BadRowError when a column is missing, or choices seem to be in columns of another name, which would make
-    the row a free question."""
-    given = [str(key) for key, value in row.items() if value is not None]
-    if missing := [key for key in ("question", "answer", "image") if key not in given]:
-        layout = next((f"holds {name}" for key, name in _LAYOUTS.items() if key in given), None)
-        found = layout or f"no {', '.join(missing)}, only {cut(', '.join(given)) or 'nothing'}"
-        raise BadRowError(f"{found}; {sources.ONE_A_ROW}: rename or convert what there is")
-    like = [key for key in given if _CHOICES.fullmatch(key) and row[key] not in ([], {}, "", "[]")]
-    if like and not row.get("choices"):
-        raise BadRowError(f"{cut(', '.join(like))} may be meant as choices: rename it, or write them as one list")
+    def _kind_of_value(self, value: Any) -> str:
+        return _name(value, "kind") or self.source.name or "all"
 
 
-def _usual_reading(source: DataSource) -> Reading:
-    """Returns how most labels of the first 500 rows name their choices; text wins a tie. It decides for ambiguous
-    labels, such as a number among choices that are numbers."""
-    counts: Counter[Reading] = Counter()
-    for _, row in itertools.islice(sources.rows(source), 500):
-        if isinstance(row, dict):
-            try:
-                label, choices = as_text(row.get("answer"), "answer"), choices_of(row.get("choices"))
-            except BadRowError:
-                continue  # reported when the row is mapped
-            counts.update(list(readings(label, choices)))
-    return max(get_args(Reading), key=lambda one: counts[one])
+def _rows(table: Table) -> Iterator[Row]:
+    return (row for _, row in table.rows())
 
 
 def _name(value: Any, key: str) -> str | None:
+    if isinstance(value, list):
+        return "/".join(dict.fromkeys(filter(None, (_name(one, key) for one in value)))) or None
     if value is None or value != value:  # NaN stands for a missing value in a column of numbers
         return None
     text = as_text(str(value) if isinstance(value, bool) else value, key)
@@ -130,31 +197,36 @@ def _name(value: Any, key: str) -> str | None:
 
 
 def load(
-    source: DataSource,
+    sources: Sequence[DataSource],
     seed: int,
     max_quarantined_share: float,
     max_pictures: int = 1,
     *,
+    most: int | None = None,
     max_pixels: int = PILLOW_MAX_PIXELS,
     special: str = NO_SPECIAL,
     spool: Path,
     first: int | None = None,
 ) -> Problems:
-    """Reads the ``first`` rows of a source (None: all), shuffles them by ``seed``, takes ``source.rows`` of them with
-    kinds balanced. Writes them to ``spool``, or opens it when the same file, pictures and arguments made it. special: a
-    regular expression; rows with a match in a text are set aside. Raises DataError when the file cannot be read, the
-    spool cannot be written, or ``refuse_too_many`` does."""
-    file = sources.origin(source)
-    made_by = [FORMAT, PIL.__version__, vars(source), str(file.absolute()), stamp(str(file))]
-    key = json.dumps([*made_by, seed, max_pictures, max_pixels, special, first])
+    """Draws questions from the sources in an order shuffled by ``seed``, kinds balanced within a source, and writes
+    them to ``spool``; opens it when the same files, pictures and arguments made it. most: of all sources together.
+    special: a regular expression; questions with a match in a text are set aside. first: only look at so many questions
+    of each source. Raises DataError when a source or the spool cannot be opened, or ``refuse_too_many`` does."""
+    readers = [SourceReader(one, max_pictures, max_pixels, special) for one in sources]
+    made_by = [[asdict(one.source), places.stamps(one.tables)] for one in readers]
+    key = json.dumps([FORMAT, PIL.__version__, made_by, seed, most, max_pictures, max_pixels, special, first])
     if (problems := _kept(spool, key)) is None:
-        with new_file(spool, DataError) as content:
-            writer = SpoolWriter(content)
-            _read(source, Mapper(source, max_pictures, max_pixels, special), writer, first)
-            writer.finish(_seeded_order(writer.kinds, seed, source.rows), key)
+        with new_file(spool, DataError) as content, SpoolWriter(content) as writer:
+            _write(readers, writer, seed, most, first, key)
         problems = Problems(spool)
-    refuse_too_many(source, problems, max_quarantined_share)
+    refuse_too_many(problems, max_quarantined_share)
     return problems
+
+
+def count(sources: Sequence[DataSource], most: int | None = None) -> int:
+    """Returns how many questions ``load`` takes if all can be used, without reading pictures."""
+    sizes = [SourceReader(one, 1, PILLOW_MAX_PIXELS, NO_SPECIAL).size for one in sources]
+    return sum(mixture.quotas(sources, sizes, most))
 
 
 def _kept(spool: Path, key: str) -> Problems | None:
@@ -170,31 +242,78 @@ def _kept(spool: Path, key: str) -> Problems | None:
     return problems
 
 
-def _read(source: DataSource, mapper: Mapper, writer: SpoolWriter, first: int | None) -> None:
-    """Maps few rows at a time, which may hold pictures, on several threads; writes them in their order."""
-    rows, said = itertools.islice(sources.rows(source), first), time.monotonic()
-    with ThreadPoolExecutor(THREADS) as executor:
-        while part := list(itertools.islice(rows, 128)):
-            for mapped in executor.map(mapper, part):
-                writer.add(mapped)
+def _write(
+    readers: Sequence[SourceReader], writer: SpoolWriter, seed: int, most: int | None, first: int | None, key: str
+) -> None:
+    sources = [one.source for one in readers]
+    limited = first is None and any((most, *(one.rows or one.weight for one in sources)))
+    sizes = [one.size for one in readers] if limited else []
+    shares = mixture.quotas(sources, sizes, most) if limited else []
+    order = mixture.seeded(sum(sizes), seed)
+    numbers, counts, remarks, begin = array("Q"), [], [], 0
+    for place, reader in enumerate(readers):
+        copy = _Copy(reader, writer, first)
+        if limited:
+            own = order[(order >= begin) & (order < begin + sizes[place])] - begin
+            copy.draw(own, shares[place])
+        else:
+            copy.add(None)
+        numbers.extend(begin + number for number in copy.taken)
+        begin += sizes[place] if limited else copy.read
+        size = sizes[place] if limited else None
+        named = {"name": reader.source.name or "", "path": reader.source.path}
+        taken = len(copy.taken)
+        counts.append(SourceCounts(**named, taken=taken, set_aside=copy.read - taken, size=size, more=copy.more))
+        if limited and taken < shares[place]:
+            remarks.append(f"{reader.name}: {taken} questions instead of {shares[place]}; the others cannot be used")
+    if not limited:
+        # Unusable rows take part, so that mending one does not change the order of the others.
+        order = mixture.seeded(begin, seed)
+    ranks = np.empty(begin, np.uint32)
+    ranks[order] = np.arange(begin, dtype=np.uint32)
+    writer.finish(np.argsort(ranks[np.frombuffer(numbers, np.uint64)]), key, counts, remarks)
+
+
+class _Copy:
+    """Copies questions of a source to a spool."""
+
+    def __init__(self, reader: SourceReader, writer: SpoolWriter, first: int | None) -> None:
+        self._reader, self._writer, self._first = reader, writer, first
+        self.taken = array("Q")
+        """Numbers of the usable questions, as they were added."""
+        self.read = 0
+        self.more = False
+        """Whether only ``first`` were looked at, and there are more."""
+
+    def draw(self, order: np.ndarray, quota: int) -> None:
+        """Adds the first ``quota`` usable questions of ``order``, kinds balanced. order: numbers of all questions."""
+        sequence = mixture.balanced(order, self._reader.kinds() if quota < len(order) else None)
+        start = 0
+        while start < len(sequence) and (missing := quota - len(self.taken)):
+            part = sequence[start : start + missing]
+            self.add(np.sort(part) if len(part) < len(order) else None)
+            start += missing
+
+    def add(self, chosen: np.ndarray | None) -> None:
+        """Raises DataError when none of many questions can be used."""
+        said = time.monotonic()
+        for mapped in self._reader.read(chosen):
+            if self.read == self._first:
+                self.more = True
+                return
+            self._writer.add(mapped)
+            self.read += 1
+            if isinstance(mapped.outcome, Problem):
+                self.taken.append(mapped.number)
+            elif self.read >= _HOPELESS and not self.taken:
+                told = f"none of the first {self.read} questions can be used, such as {mapped.outcome.row}"
+                raise DataError(f"{self._reader.name}: {told}: {mapped.outcome.reason}")
             if time.monotonic() - said > 10:
                 said = time.monotonic()
-                say(f"{source.path}: {len(writer.kinds)} rows are read, their pictures decoded")
+                say(f"{self._reader.name}: {self.read} questions are read, their pictures decoded")
 
 
-def _seeded_order(kinds: Sequence[str | None], seed: int, wanted: int | None) -> list[int]:
-    """Returns the usable rows shuffled by ``seed``; takes ``wanted`` of them from the kinds in turn while they last.
-    kinds: kind of each row; None: not usable."""
-    # Unusable rows take part, so that mending one does not change the order of the others.
-    shuffled = list(range(len(kinds)))
-    random.Random(seed).shuffle(shuffled)
-    order = [row for row in shuffled if kinds[row] is not None]
-    numbers: dict[str | None, itertools.count[int]] = defaultdict(itertools.count)
-    turns = sorted((next(numbers[kinds[row]]), kinds[row] or "", place) for place, row in enumerate(order))
-    return [order[place] for place in sorted(place for *_, place in turns[:wanted])]
-
-
-def reasons(rejected: Sequence[Rejected]) -> list[str]:
+def reasons(rejected: Iterable[Rejected]) -> list[str]:
     """Returns the most frequent reasons, each with its number of rows and its first row. Reasons that differ only in
     names and numbers count as one."""
     alike: dict[str, list[Rejected]] = defaultdict(list)
@@ -204,18 +323,22 @@ def reasons(rejected: Sequence[Rejected]) -> list[str]:
     return [f"{len(rows)} × {cut(rows[0].reason, LONGEST)} ({rows[0].row})" for rows in those]
 
 
-def refuse_too_many(source: DataSource, loaded: Problems, allowed: float) -> None:
-    """Raises DataError when more than the fraction ``allowed`` of the rows was set aside, or all, or there are none."""
-    aside, total = len(loaded.rejected), loaded.accepted + len(loaded.rejected)
-    if loaded.accepted and aside / total <= allowed:
-        return
-    if not total:
-        raise DataError(f"{source.path}: expected rows with question, answer and image, found none.")
-    lines = "\n  ".join([*reasons(loaded.rejected), *loaded.remarks])
-    raise DataError(
-        f"{source.path}: {aside} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g} (never "
-        f"all). The most frequent reasons:\n  {lines}\nMend the rows, or raise data.max_quarantined_share."
-    )
+def refuse_too_many(loaded: Problems, allowed: float) -> None:
+    """Raises DataError when of a source more than the fraction ``allowed`` was set aside, or all, or it has no row."""
+    for source in loaded.sources:
+        aside, total = source.set_aside, source.taken + source.set_aside
+        if source.taken and aside / total <= allowed:
+            continue
+        if not total:
+            raise DataError(f"{source.path}: expected rows, found none.")
+        told = reasons(loaded.rejected)
+        if not source.taken and len(loaded.sources) == len(told) == 1:
+            raise DataError(f"{source.path}: no row can be used. {told[0]}")
+        lines = "\n  ".join([*told, *loaded.remarks])
+        raise DataError(
+            f"{source.path}: {aside} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g} "
+            f"(never all). The most frequent reasons:\n  {lines}\nMend the rows, or raise data.max_quarantined_share."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +355,7 @@ class Overlap:
 
 def overlap(train: Problems, held_out: Problems) -> Overlap:
     """Compares two sources by digests of words and of pictures' contents."""
-    asked, shown = (np.isin(held_out.rows[name], train.rows[name]) for name in ("asked", "shown"))
+    asked, shown = (np.isin(held_out.column(name), train.column(name)) for name in ("asked", "shown"))
     return Overlap(
         same_question=int(asked.sum()),
         same_picture=int((shown & ~asked).sum()),

@@ -96,7 +96,7 @@ def encoded(picture: Picture) -> bytes:
     return content
 
 
-def named(image: Any, folder: Path) -> Picture:
+def named(image: Any, folder: Path | None) -> Picture:
     """Returns the picture that a row means: encoded bytes, a path relative to ``folder``, file:///…, base64 with or
     without ``data:image/…;base64,`` before it, or a struct of bytes and path. Raises BadRowError for anything else."""
     if isinstance(image, dict):  # as datasets libraries write pictures
@@ -112,6 +112,9 @@ def named(image: Any, folder: Path) -> Picture:
     if not isinstance(image, str) or not image or re.match(r"(?i)[^:]*://|(data|file):", image):
         expected = "a path, bytes, file:///… or data:image/…;base64,…"
         raise BadRowError(f"image: expected {expected}, found {shown(image)}. Pictures are not fetched from elsewhere.")
+    if folder is None and not image.startswith("/"):
+        raise BadRowError(f"image: {shown(image)} is relative, and the rows lie in no folder: set images to its folder")
+    folder = folder or Path()
     # Systems differ in the Unicode normal form of file names.
     paths = [str(folder / one) for one in (image, *(unicodedata.normalize(form, image) for form in ("NFC", "NFD")))]
     return Picture(path=next(filter(os.path.exists, paths), paths[0]))

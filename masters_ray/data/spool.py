@@ -1,18 +1,21 @@
-"""The spool of a source: a file with its problems, each read when it is asked for. The usable rows stand there as
-msgpack, behind them an index and, in 20 digits, its place. The index has the taken rows in their seeded order, the
-picture files that were read, the key of what made the spool, and findings about the source."""
+"""The spool of a mixture: a file with its problems, each read when it is asked for. The usable questions stand there as
+msgpack in the order in which they were read; behind them an entry for each, their seeded order, rejected rows and notes
+of picture files; last an index and, in 20 digits, its place. Only a few questions are in memory at a time."""
 
 import hashlib
 import json
 import os
 import re
+import struct
+import tempfile
 import unicodedata
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
@@ -25,15 +28,33 @@ from masters_ray.errors import DataError
 from masters_ray.files import MADE_AGAIN
 from masters_ray.records import Picture, Problem, Rejected
 
-FORMAT = 6
+FORMAT = 7
 THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
 """Threads that read files: more than CPUs, for network disks serve many reads."""
-_ROW = np.dtype([("start", "<i8"), ("end", "<i8"), ("digest", "S16"), ("asked", "S16"), ("shown", "S16")])
+_ENTRY = np.dtype([(name, "<u8") for name in ("start", "digest", "asked", "shown", "id", "number")] + [("size", "<u4")])
 _PLACE = 20
+_NOTES = 2048
+"""Rejected rows, and notes of picture files, in a block; pictures whose repeated notes are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceCounts:
+    """What one source gave."""
+
+    name: str
+    path: str
+    taken: int
+    """Questions that are used."""
+    set_aside: int
+    """Rows that were read and cannot be used."""
+    size: int | None
+    """Questions of the source; None: not counted."""
+    more: bool
+    """Whether only the first were looked at, and there are more."""
 
 
 class Problems(Sequence[Problem]):
-    """The problems of a source in their seeded order, and what was found in it; thread-safe."""
+    """The problems of a mixture in their seeded order, and what was found in its sources; thread-safe."""
 
     def __init__(self, file: Path) -> None:
         """Raises DataError when the file is missing or not a whole spool."""
@@ -42,24 +63,20 @@ class Problems(Sequence[Problem]):
             self._descriptor = os.open(file, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
             end = os.fstat(self._descriptor).st_size - _PLACE
-            self._index = int(os.pread(self._descriptor, _PLACE, end)), end
-            index = self._read(*self._index)
+            place = int(os.pread(self._descriptor, _PLACE, end))
+            index = self._read(place, end - place)
             self.key: str = index["key"]
-            found = json.loads(index["found"])
-            self.accepted: int = found["accepted"]
-            """Usable rows of the source, also those that were not taken."""
-            self.rejected = [Rejected(**one) for one in found["rejected"]]
-            self.changes: dict[str, int] = found["changes"]
-            """Change made while decoding ("turned upright") → number of pictures, over the usable rows."""
-            self.remarks: list[str] = found["remarks"]
-            """Sentences about the source, such as columns that are not read."""
-            self.rows = np.frombuffer(index["rows"], _ROW)
-            """[problems]: place in the file, and digests. digest: of the whole problem; shown: of its pictures'
-            contents; asked: of its pictures and the question's words."""
-            self.digests = self.rows["digest"]
+            self.changes: dict[str, int] = index["changes"]
+            """Change made while decoding ("turned upright") → number of pictures, over the usable questions."""
+            self.remarks: list[str] = index["remarks"]
+            """Sentences about the sources, such as columns that are not read."""
+            self.sources = [SourceCounts(**one) for one in index["sources"]]
+            self._blocks: dict[str, list[tuple[int, int]]] = index["blocks"]
+            self._entries = self._mapped(index["entries"], _ENTRY)
+            self._order = self._mapped(index["order"], np.dtype("<u4"))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._order)
 
     @overload
     def __getitem__(self, where: int) -> Problem: ...
@@ -71,25 +88,64 @@ class Problems(Sequence[Problem]):
         """Raises IndexError beyond the end, DataError when the file is damaged."""
         if isinstance(where, slice):
             return [self[position] for position in range(len(self))[where]]
-        start, end, *_ = self.rows[where].item()
-        with self._whole():
-            fields = self._read(start, end)
-            pictures = tuple(Picture(**picture) for picture in fields["pictures"])
-            return Problem(**fields | {"choices": tuple(fields["choices"]), "pictures": pictures})
+        return self._problem(self._entries[self._order[where]])
+
+    @property
+    def accepted(self) -> int:
+        """Usable questions that were read."""
+        return len(self._entries)
+
+    @property
+    def set_aside(self) -> int:
+        return sum(one.set_aside for one in self.sources)
+
+    @property
+    def rejected(self) -> Iterator[Rejected]:
+        """Reads the rows that were set aside."""
+        return (Rejected(**row) for row in self._notes("rejected"))
+
+    def column(self, name: str) -> np.ndarray:
+        """Returns uint64 [problems] in their order: "digest" of the whole problem; "shown": of its pictures' contents;
+        "asked": of its pictures and the question's words."""
+        return self._entries[name][self._order]
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        return self.column("digest")
 
     def digest(self, position: int) -> str:
         """Returns ``self[position].digest`` without reading the problem."""
-        return bytes(self.digests[position]).decode()
+        return f"{int(self.digests[position]):016x}"
 
     def pictures_are_as_noted(self) -> bool:
         """Whether every picture file still has the stamp that it had when the source was read."""
-        noted = list(self._read(*self._index)["files"].items())
-        parts = [noted[first::THREADS] for first in range(THREADS)]
         with ThreadPoolExecutor(THREADS) as executor:
-            return all(executor.map(lambda part: all(stamp(path) == tuple(found) for path, found in part), parts))
+            return all(executor.map(self._as_noted, self._blocks["files"]))
 
-    def _read(self, start: int, end: int) -> dict[str, Any]:
-        return msgpack.unpackb(os.pread(self._descriptor, end - start, start))
+    def _as_noted(self, block: tuple[int, int]) -> bool:
+        return all(stamp(path) == (size, when) for path, size, when in self._read(*block))
+
+    def _problem(self, entry: Any) -> Problem:
+        with self._whole():
+            fields = self._read(int(entry["start"]), int(entry["size"]))
+            pictures = tuple(Picture(**picture) for picture in fields["pictures"])
+            lists = {name: tuple(fields[name]) for name in ("choices", "references")}
+            number = int(entry["number"])
+            own = f"{fields['id']}#{number}" if number else fields["id"]
+            return Problem(**fields | lists | {"id": own, "pictures": pictures})
+
+    def _notes(self, name: str) -> Iterator[Any]:
+        for block in self._blocks[name]:
+            with self._whole():
+                found = self._read(*block)
+            yield from found
+
+    def _mapped(self, place: tuple[int, int], kind: np.dtype) -> np.ndarray:
+        start, count = place
+        return np.memmap(self._file, kind, "r", start, (count,)) if count else np.empty(0, kind)
+
+    def _read(self, start: int, size: int) -> Any:
+        return msgpack.unpackb(os.pread(self._descriptor, size, start))
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -101,74 +157,146 @@ class Problems(Sequence[Problem]):
 
 @dataclass(frozen=True, kw_only=True)
 class MappedRow:
-    """A row of a source as a problem, or why it is rejected."""
+    """A question of a source as a problem, or why it is rejected."""
 
-    where: str
     outcome: Problem | Rejected
     """A problem has the digests of its pictures."""
-    unused: list[str]
+    number: int = 0
+    """Of the question in its source, from 0."""
+    unused: Sequence[str] = ()
     """Columns with a value that are not read."""
-    changes: list[str]
-    files: dict[str, Stamp]
+    changes: Sequence[str] = ()
+    files: dict[str, Stamp] = field(default_factory=dict)
     """Picture files that were read, with their stamps from before."""
+    further: int = 0
+    """Questions of the same row that are not asked."""
 
 
 class SpoolWriter:
-    """Writes a spool into an empty file: its rows in their order, then the index."""
+    """Writes a spool into an empty file. Used as a context, which removes the temporary files."""
 
     def __init__(self, content: BinaryIO) -> None:
         self._content = content
-        self.kinds: list[str | None] = []
-        """Kind of each row; None: not usable."""
-        self._rows: dict[int, bytes] = {}
-        self._rejected: list[Rejected] = []
-        self._ids: set[str] = set()
-        self._renamed: list[str] = []
+        temporary = self._temporary = ExitStack()
+        self._entries = temporary.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        self._waiting: dict[str, list[Any]] = {"rejected": [], "files": []}
+        self._blocks: dict[str, list[tuple[int, int]]] = {"rejected": [], "files": []}
+        self._noted: dict[str, None] = {}
         self._unused: dict[str, None] = {}
         self._changes: Counter[str] = Counter()
-        self._files: dict[str, Stamp] = {}
+        self._kinds: set[str] = set()
+        self._bare = self._further = 0
+        self.accepted = 0
+
+    def __enter__(self) -> "SpoolWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._temporary.close()
 
     def add(self, mapped: MappedRow) -> None:
-        """Adds the next row; makes a problem's id unique by its row number (``id#17``)."""
+        """Adds the next question."""
         for path, found in mapped.files.items():
-            self._files.setdefault(path, found)
+            if path not in self._noted:
+                self._noted[path] = None
+                self._note("files", [path, *found])
+        if len(self._noted) > _NOTES:
+            self._noted.clear()
         self._unused |= dict.fromkeys(mapped.unused)
-        self._changes.update(mapped.changes)
         if isinstance(problem := mapped.outcome, Rejected):
-            self._rejected.append(problem)
-            self.kinds.append(None)
+            self._note("rejected", vars(problem))
             return
-        while problem.id in self._ids:
-            problem = replace(problem, id=f"{problem.id}#{mapped.where.rpartition(':')[2]}")
-        if problem is not mapped.outcome:
-            self._renamed.append(problem.id)
-        self._ids.add(problem.id)
+        self._changes.update(mapped.changes)
+        if len(self._kinds) < _NOTES:
+            self._kinds.add(problem.kind)
+        self._bare += not problem.pictures
+        self._further += mapped.further
         seen = [picture.digest or picture.path for picture in problem.pictures]
         words = " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", problem.question).casefold()))
-        start, pictures = self._content.tell(), [vars(picture) for picture in problem.pictures]
-        self._content.write(msgpack.packb(vars(problem) | {"pictures": pictures}))
-        placed = (start, self._content.tell(), problem.digest, _digest([words, seen]), _digest(seen))
-        self._rows[len(self.kinds)] = np.array(placed, _ROW).tobytes()
-        self.kinds.append(problem.kind)
+        content = msgpack.packb(vars(problem) | {"pictures": [vars(picture) for picture in problem.pictures]})
+        digests = (int(problem.digest, 16), _digest([words, seen]), _digest(seen), _digest(problem.id))
+        entry = (self._content.tell(), *digests, mapped.number + 1, len(content))
+        self._entries.write(struct.pack("<6QI", *entry))
+        self._content.write(content)
+        self.accepted += 1
 
-    def finish(self, order: Sequence[int], key: str) -> None:
-        """order: rows in their seeded order; key: everything that decides the content."""
-        place, rows = self._content.tell(), b"".join(self._rows[row] for row in order)
-        found = {"accepted": len(self._rows), "rejected": [vars(one) for one in self._rejected]}
-        found |= {"changes": self._changes, "remarks": list(self._remarks())}
-        index = {"key": key, "found": json.dumps(found), "rows": rows, "files": self._files}
+    def finish(self, order: np.ndarray, key: str, sources: Sequence[SourceCounts], remarks: Sequence[str] = ()) -> None:
+        """order: places of questions, in the order in which they were added, in their seeded order. key: everything
+        that decides the content."""
+        for name, waiting in self._waiting.items():
+            self._write_block(name, waiting)
+        self._entries.flush()
+        entries = np.memmap(self._entries, _ENTRY, "r+") if self.accepted else np.empty(0, _ENTRY)
+        renamed = self._rename(entries)
+        places = {"entries": (self._content.tell(), len(entries))}
+        for first in range(0, len(entries), 1 << 16):
+            self._content.write(entries[first : first + (1 << 16)].tobytes())
+        places["order"] = (self._content.tell(), len(order))
+        self._content.write(order.astype("<u4").tobytes())
+        index: dict[str, Any] = {
+            "key": key,
+            "changes": dict(self._changes),
+            "remarks": [*remarks, *self._remarks(renamed)],
+        }
+        index |= {"sources": [asdict(one) for one in sources], "blocks": self._blocks, **places}
+        place = self._content.tell()
         self._content.write(msgpack.packb(index) + f"{place:0{_PLACE}}".encode())
 
-    def _remarks(self) -> Iterator[str]:
+    def _note(self, name: str, what: Any) -> None:
+        self._waiting[name].append(what)
+        if len(self._waiting[name]) == _NOTES:
+            self._write_block(name, self._waiting[name])
+
+    def _write_block(self, name: str, waiting: list[Any]) -> None:
+        if waiting:
+            content = msgpack.packb(waiting)
+            self._blocks[name].append((self._content.tell(), len(content)))
+            self._content.write(content)
+            waiting.clear()
+
+    def _rename(self, entries: np.ndarray) -> list[str]:
+        """Gives every question whose id an earlier one has an id with its number (``id#17``); clears the others'
+        numbers. Returns the new ids."""
+        # Numbers of questions are unique in a source, whose name begins its ids.
+        _, firsts = np.unique(entries["id"], return_index=True)
+        again = np.ones(len(entries), bool)
+        again[firsts] = False
+        if len(entries):
+            entries["number"][~again] = 0
+        if not again.any():
+            return []
+        self._content.flush()
+        renamed: list[str] = []
+        taken = set(entries["id"][firsts].tolist())
+        with Path(self._content.name).open("rb") as written:
+            for place in np.flatnonzero(again):
+                start, size = int(entries["start"][place]), int(entries["size"][place])
+                fields = msgpack.unpackb(os.pread(written.fileno(), size, start))
+                pictures = tuple(Picture(**one) for one in fields["pictures"])
+                number = int(entries["number"][place])
+                while _digest(f"{fields['id']}#{number}") in taken:
+                    number += len(entries)
+                own = f"{fields['id']}#{number}"
+                taken.add(_digest(own))
+                entries["number"][place] = number
+                entries["digest"][place] = int(Problem(**fields | {"id": own, "pictures": pictures}).digest, 16)
+                renamed += [own] * (len(renamed) < 1)
+        return [*renamed, str(int(again.sum()))]
+
+    def _remarks(self, renamed: Sequence[str]) -> Iterator[str]:
+        if self._bare:
+            yield f"{self._bare} of {self.accepted} questions have no picture"
+        if self._further:
+            yield f"{self._further} further questions of the same dialogues are not asked (turns: all asks them)"
         if self._unused:
             yield f"columns that are not used: {cut(', '.join(self._unused), LONGEST)}"
-        if self._renamed:
-            told = "rows have the id of an earlier one, which was made unique by their row numbers"
-            yield f"{len(self._renamed)} {told} ({self._renamed[0]})"
-        if (many := len({*self.kinds} - {None})) > 50:
+        if renamed:
+            told = "questions have the id of an earlier one, which was made unique by their numbers"
+            yield f"{renamed[1]} {told} ({renamed[0]})"
+        if (many := len(self._kinds)) > 50:
             told = "kinds of question, too many to compare one by one (accuracy is the mean over them)"
             yield f"{many} {told}: group them in the column kind, or leave it out"
 
 
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+def _digest(content: object) -> int:
+    return int.from_bytes(hashlib.sha256(json.dumps(content).encode()).digest()[:8], "big")

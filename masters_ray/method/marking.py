@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
+from rapidfuzz.distance import Levenshtein
+
 from masters_ray.config import Rule
 from masters_ray.method.prompts import lettered
 from masters_ray.records import Problem
@@ -94,8 +96,9 @@ def matches(answer: str, label: str) -> bool:
 
 
 def exact(answer: str, problem: Problem) -> bool:
-    """Returns whether the answer ``matches`` the label; appendix D's judge asks the same if the label says it all."""
-    return matches(answer, problem.label)
+    """Returns whether the answer ``matches`` the label or a reference; appendix D's judge asks the same if the label
+    says it all."""
+    return any(matches(answer, one) for one in _right(problem))
 
 
 def relaxed(answer: str, problem: Problem) -> bool:
@@ -104,17 +107,35 @@ def relaxed(answer: str, problem: Problem) -> bool:
     Looser than benchmarks: a number may have currency signs, a trailing full stop, grouped digits ("1,000", "1 000")
     and a decimal comma ("12,5"); other texts are compared by ``matches``.
     """
-    label, said = _number(problem.label), _number(answer)
+    return any(_near(answer, one) for one in _right(problem))
+
+
+def _near(answer: str, right: str) -> bool:
+    label, said = _number(right), _number(answer)
     if not label or said is None:
-        return matches(answer, problem.label) or (label == said == 0)
+        return matches(answer, right) or (label == said == 0)
     return abs(said - label) / abs(label) <= 0.05
 
 
 def vqa(answer: str, problem: Problem) -> bool:
-    """VQA's rule: equal once number words are digits and articles, punctuation and apostrophes are removed. The one
-    label takes the place of VQA's annotators."""
-    said, right = _vqa_words(answer), _vqa_words(problem.label)
-    return said == right if said and right else matches(answer, problem.label)
+    """VQA's rule: equal once number words are digits and articles, punctuation and apostrophes are removed. Of several
+    references n must be equal with min(n / 3, 1) of at least a half, so two; a single label is enough."""
+    said = _vqa_words(answer)
+    same = sum(
+        said == right if said and right else matches(answer, one)
+        for one, right in ((one, _vqa_words(one)) for one in _right(problem))
+    )
+    return same >= min(2, len(_right(problem)))
+
+
+def anls(answer: str, problem: Problem) -> bool:
+    """DocVQA's rule: the normalised Levenshtein similarity to the nearest reference is at least a half (ANLS's
+    threshold), in lower case with single blanks."""
+    said = " ".join(plain(answer).casefold().split())
+    return any(
+        Levenshtein.normalized_similarity(said, " ".join(plain(one).casefold().split())) >= 0.5
+        for one in (_right(problem) if said else ())
+    )
 
 
 def choice(answer: str, problem: Problem) -> bool:
@@ -125,12 +146,32 @@ def choice(answer: str, problem: Problem) -> bool:
     ("A or B", "B. red" where B is blue), or none in a form that is read ("Because it is red"), is wrong.
     """
     if not problem.choices:
-        return matches(answer, problem.label)
-    right = chosen(problem.label, problem.choices)
-    return right is not None and right == chosen(answer, problem.choices)
+        return exact(answer, problem)
+    label = chosen(problem.label, problem.choices)
+    return label is not None and label == chosen(answer, problem.choices)
 
 
-RULES: dict[Rule, Callable[[str, Problem], bool]] = {"exact": exact, "relaxed": relaxed, "choice": choice, "vqa": vqa}
+RULES: dict[Rule, Callable[[str, Problem], bool]] = {
+    "exact": exact,
+    "relaxed": relaxed,
+    "choice": choice,
+    "vqa": vqa,
+    "anls": anls,
+}
+
+
+def rule_of(problem: Problem, usual: Rule) -> Rule:
+    """Returns the rule that marks a problem's answers: its own, otherwise ``usual``."""
+    return problem.rule if problem.rule in RULES else usual
+
+
+def right(answer: str, problem: Problem, usual: Rule) -> bool:
+    """Returns whether the problem's rule, otherwise ``usual``, calls an answer right."""
+    return RULES[rule_of(problem, usual)](answer, problem)
+
+
+def _right(problem: Problem) -> tuple[str, ...]:
+    return problem.references or (problem.label,)
 
 
 def _number(text: str) -> float | None:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from masters_ray.records import JudgedText, Problem
+from masters_ray.records import IMAGE, JudgedText, Problem
 
 Message = dict[str, Any]
 """One chat turn: ``{"role": …, "content": …}``, as chat templates take it."""
@@ -19,6 +19,7 @@ _OPEN, _CLOSE = r"(?P<open><|&(?:lt|#0*60|#x0*3c);)", r"(?P<close>>|&(?:gt|#0*62
 _TAG = _OPEN + r"(?:[\s/]*(?:{0})[\s/]*|/?(?:{0})[\s/][^<>&]*)" + _CLOSE
 _MAY_OPEN = re.compile("[<&\uff1c\ufe64]")
 _UNSEEN = frozenset({"Cf", "Cc", "Mn", "Me"})  # zero-width and control characters, combining marks
+_PLACE = re.compile(IMAGE.format(r"\d+"))
 _LETTERED = re.compile(r"\(?([A-Za-z])(?:\)|[.:])\s+(\S.*)", re.DOTALL)
 
 
@@ -201,9 +202,18 @@ def _blanked(text: str, pattern: str) -> str:
 
 
 def question_messages(problem: Problem) -> list[Message]:
-    """Returns one user turn: ``{"type": "image"}`` for each picture, in order, then the question ``with_choices``."""
-    images = [{"type": "image"} for _ in problem.pictures]
-    return [{"role": "user", "content": [*images, {"type": "text", "text": with_choices(problem)}]}]
+    """Returns one user turn: the question ``with_choices`` and its suffix, with ``{"type": "image"}`` in place of each
+    IMAGE, or for all pictures before it."""
+    text = "\n".join(filter(None, (with_choices(problem), problem.suffix)))
+    pieces = _PLACE.split(text)
+    if len(pieces) == 1:
+        return [
+            {"role": "user", "content": [*[{"type": "image"}] * len(problem.pictures), {"type": "text", "text": text}]}
+        ]
+    content: list[dict[str, str]] = []
+    for piece in pieces:
+        content += [{"type": "text", "text": piece}, {"type": "image"}] if piece else [{"type": "image"}]
+    return [{"role": "user", "content": content[:-1]}]
 
 
 def difficulty_messages(problem: Problem) -> list[Message]:

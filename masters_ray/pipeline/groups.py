@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from masters_ray import data, store
 from masters_ray.config import Judge, JudgedBy
-from masters_ray.method.marking import RULES
+from masters_ray.method.marking import right, rule_of
 from masters_ray.pipeline.parallel import run_all
 from masters_ray.pipeline.recipes import Recipe
 from masters_ray.pipeline.tally import tally
@@ -74,14 +74,15 @@ class _Question:
 
     def texts_for(self, judge: JudgedBy, settings: Judge) -> Iterable[str]:
         """Returns the texts that ``judge`` judges, each once."""
-        return dict.fromkeys(one.text for one in self.written if settings.of(one.source) == judge)
+        return dict.fromkeys(one.text for one in self.written if settings.of(one.source, self.problem.rule) == judge)
 
     def judge(self, answer: Answer, settings: Judge) -> JudgedAnswer:
         """Returns an answer with its verdict: the rule's, or one of ``verdicts``."""
-        by = settings.of(answer.source)
+        by = settings.of(answer.source, self.problem.rule)
         if by == "rule":
-            right = RULES[settings.rule](answer.text, self.problem)
-            return JudgedAnswer(answer=answer, accuracy=int(right), verdict=f"by rule ({settings.rule})")
+            accuracy = int(right(answer.text, self.problem, settings.rule))
+            told = f"by rule ({rule_of(self.problem, settings.rule)})"
+            return JudgedAnswer(answer=answer, accuracy=accuracy, verdict=told)
         one = self.verdicts[by, answer.text]
         return JudgedAnswer(answer=answer, accuracy=one.accuracy, verdict=one.text, reasoning=one.reasoning)
 

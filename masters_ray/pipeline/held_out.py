@@ -10,7 +10,7 @@ from masters_ray.config import Config, Rule
 from masters_ray.errors import DataError, StoreError
 from masters_ray.evaluate import Marked, accuracy, cut_share, refusals
 from masters_ray.files import read_record, write_json
-from masters_ray.method.marking import RULES
+from masters_ray.method.marking import right
 from masters_ray.models import weights
 from masters_ray.pipeline.inputs import digest_of
 from masters_ray.pipeline.parallel import map_unordered
@@ -56,8 +56,9 @@ class HeldOut:
         Raises DataError when more than rollout.max_set_aside_share are refused (all, by the trained student)."""
         title = f"held-out accuracy of {name.replace('_', ' ')}"
         config, longest = self._config, self._config.evaluation_tokens
-        judge = pools["judge"] if config.evaluation.marked_by == "judge" else None
-        marked = evaluate(pools[role], judge, config.judge.rule, self._problems, longest, title)
+        judge = pools["judge"] if config.marks_by_judge else None
+        marks_all = config.evaluation.marked_by == "judge"
+        marked = evaluate(pools[role], judge, config.judge.rule, self._problems, longest, title, marks_all)
         # After training, a missing picture must not cost the run its summary and report.
         _refuse_unasked(marked, 1.0 if name == "student_after" else config.rollout.max_set_aside_share)
         write_marks(self._directory.evaluation(name), marked, self._digest, model)
@@ -100,9 +101,16 @@ def all_marks(directory: RunDirectory) -> dict[str, list[Marked]]:
 
 
 def evaluate(
-    pool: Pool, judge: Pool | None, rule: Rule, problems: Sequence[Problem], max_tokens: int, title: str
+    pool: Pool,
+    judge: Pool | None,
+    rule: Rule,
+    problems: Sequence[Problem],
+    max_tokens: int,
+    title: str,
+    marks_all: bool = True,
 ) -> list[Marked]:
-    """Returns the marks of greedy answers by a pool's model, given by the judge, or by the rule if ``judge`` is None.
+    """Returns the marks of greedy answers by a pool's model, given by the rule where a problem has its own, or where
+    ``judge`` is None; otherwise by the judge. marks_all: also of problems that do not ask for a judge.
 
     An answer with an unreadable verdict counts as wrong. A call whose replica died is repeated. A question that the
     engine refuses has the reason in place of a mark.
@@ -113,7 +121,11 @@ def evaluate(
         answers: list[Reply | Refused] = pool.call_again("answer_greedily", share, max_tokens)
         verdicts: list[list[Verdict]] = [[] for _ in share]
         if judge is not None:
-            texts = [[said.text] if isinstance(said, Reply) else [] for said in answers]
+            asked = [one.rule == "judge" or (marks_all and not one.rule) for one in share]
+            texts = [
+                [said.text] if isinstance(said, Reply) and by_judge else []
+                for said, by_judge in zip(answers, asked, strict=True)
+            ]
             verdicts = judge.call_again("judge", share, texts, False)
         return [_marked(*one, rule) for one in zip(share, answers, verdicts, strict=True)]
 
@@ -127,10 +139,10 @@ def evaluate(
 
 def _marked(problem: Problem, said: Reply | Refused, verdict: Sequence[Verdict], rule: Rule) -> Marked:
     """verdict: the judge's; empty where the rule decides."""
-    asked: dict[str, Any] = {"id": problem.id, "kind": problem.kind, "label": problem.label}
+    asked: dict[str, Any] = {"id": problem.id, "kind": problem.kind, "label": problem.label, "dataset": problem.dataset}
     if isinstance(said, Refused):
         return Marked(**asked, answer="", finish=None, correct=False, refused=said)
-    by_rule = RULES[rule](said.text, problem)
+    by_rule = right(said.text, problem, rule)
     asked |= {"correct": verdict[0].accuracy == 1, "by_rule": by_rule} if verdict else {"correct": by_rule}
     return Marked(**asked, answer=said.text, finish=said.finish)
 

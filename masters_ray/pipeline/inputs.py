@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from masters_ray import data
-from masters_ray.config import Config, DataSource
+from masters_ray.config import Config
 from masters_ray.errors import DataError
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
@@ -21,26 +22,28 @@ def load(config: Config, folder: Path) -> tuple[data.Problems, data.Problems]:
     models = [weights.locate(checkpoint) for checkpoint in dict.fromkeys([*checkpoints, config.student.checkpoint])]
     allowed = config.data.max_quarantined_share
     return (
-        load_source(config, config.data.train, models, folder / "train.spool", allowed),
-        load_source(config, config.data.held_out, models, folder / "held_out.spool", allowed),
+        load_source(config, "train", models, folder / "train.spool", allowed),
+        load_source(config, "held_out", models, folder / "held_out.spool", allowed),
     )
 
 
 def load_source(
     config: Config,
-    source: DataSource,
+    name: Literal["train", "held_out"],
     models: Sequence[Path],
     spool: Path,
     max_quarantined_share: float,
     first: int | None = None,
 ) -> data.Problems:
-    """Loads a source as ``data.load`` does. models: checkpoint folders whose special tokens no text may contain."""
+    """Loads ``name``'s sources as ``data.load`` does. models: checkpoint folders, whose special tokens no text may
+    contain."""
     asked = [*(config.of_teacher(number).teacher for number in range(len(config.schedules))), config.student]
     return data.load(
-        source,
+        getattr(config.data, name),
         config.run.seed,
         max_quarantined_share,
         min(model.engine.max_pictures for model in asked),
+        most=getattr(config.data, f"{name}_rows"),
         max_pixels=config.data.max_picture_pixels,
         special=weights.special_tokens(models),
         spool=spool,
@@ -51,8 +54,11 @@ def load_source(
 def report_loaded(train: data.Problems, held_out: data.Problems) -> data.Overlap:
     """Prints what was loaded, with remarks. Returns ``report_overlap``."""
     for name, loaded in (("training", train), ("held-out", held_out)):
-        aside = f", {len(loaded.rejected)} rows set aside" if loaded.rejected else ""
+        aside = f", {loaded.set_aside} rows set aside" if loaded.set_aside else ""
         say(f"{len(loaded)} {name} questions{aside}")
+        if len(loaded.sources) > 1:
+            shares = (f"{one.name} {one.taken} ({one.taken / len(loaded):.1%})" for one in loaded.sources)
+            say(f"{name} questions by source: {', '.join(shares)}")
         if loaded.changes:
             changes = ", ".join(f"{count} {change}" for change, count in sorted(loaded.changes.items()))
             say(f"{name} pictures: {changes}")

@@ -3,17 +3,18 @@
 import base64
 import io
 import platform
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import pyarrow.compute as pc
 
 from masters_ray import data, remarks, store
 from masters_ray.config import as_written, to_yaml
 from masters_ray.errors import StoreError
-from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share
+from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, wilson
 from masters_ray.files import read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
 from masters_ray.models import weights
@@ -22,7 +23,16 @@ from masters_ray.pipeline.held_out import all_marks
 from masters_ray.pipeline.inputs import digest_of
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
-from masters_ray.records import AnswerTally, LogprobMismatch, Picture, Problem, RolloutGroup, StageOutcome, StepMetrics
+from masters_ray.records import (
+    AnswerTally,
+    LogprobMismatch,
+    Picture,
+    Problem,
+    RolloutGroup,
+    Source,
+    StageOutcome,
+    StepMetrics,
+)
 from masters_ray.report import summary as facts
 from masters_ray.report.summary import EXAMPLES, METRICS, SUMMARY, Example, read_metrics
 
@@ -78,6 +88,7 @@ def write(run: RunContext) -> None:
         online=_online(steps, noted.get("placement")),
         train=_split(run.train),
         held_out=_split(held_out),
+        sources=list(_sources(run, marks)),
         overlap=run.overlap,
         teachers=[_model(checkpoint) for checkpoint in teachers],
         student=_model(config.student.checkpoint),
@@ -100,10 +111,33 @@ def write(run: RunContext) -> None:
 def _split(loaded: data.Problems) -> facts.SplitFacts:
     return facts.SplitFacts(
         problems=len(loaded),
-        quarantined=len(loaded.rejected),
+        quarantined=loaded.set_aside,
         digest=digest_of(loaded),
         remarks=loaded.remarks,
     )
+
+
+def _sources(run: RunContext, marks: Mapping[str, Sequence[Marked]]) -> Iterator[facts.SourceFacts]:
+    """Yields the sources of training and held-out questions; none if all have the same."""
+    train, held_out = ({one.name: one for one in of.sources} for of in (run.train, run.held_out_data))
+    names = list(dict.fromkeys([*train, *held_out]))
+    if len(names) == 1:
+        return
+    folders = [place(stage.index) for stage in run.stages for place in (run.directory.stage, run.directory.online)]
+    counts: Counter[tuple[str, Source, int]] = sum((store.right_by_dataset(one) for one in folders), Counter())
+    accounts = [account for folder in folders for account in store.read_accounts(folder).values()]
+    dropped = [one.row for account in accounts for one in account.rejected.values()]
+    for name in names:
+        written = {one: (counts[name, one, 1], counts[name, one, 0]) for one in get_args(Source)}
+        own = {model: [one.correct for one in rows if one.dataset == name] for model, rows in marks.items()}
+        yield facts.SourceFacts(
+            name=name,
+            questions=train[name].taken if name in train else 0,
+            set_aside=sum(of[name].set_aside for of in (train, held_out) if name in of),
+            dropped=sum(row.startswith(f"{name}/") for row in dropped) if name else 0,
+            right={one: right / (right + wrong) for one, (right, wrong) in written.items() if right + wrong},
+            accuracy={model: wilson(sum(right), len(right)) for model, right in own.items() if right},
+        )
 
 
 def _online(steps: Sequence[StepMetrics], placement: Literal["turns", "beside"] | None) -> facts.OnlineFacts:

@@ -5,11 +5,10 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from masters_ray.config import Config, KeyScope, as_written, scopes, to_yaml
+from masters_ray.config import Config, KeyScope, plain, scopes, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError, writing
 from masters_ray.files import read_record, write_json, write_text
 from masters_ray.store import Folder
@@ -129,7 +128,7 @@ class RunDirectory:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Returns dotted key → value of every setting that decides a run's outcome."""
-    settings = _flat(as_written(asdict(config)))
+    settings = _flat(plain(config))
     settings.pop("run.dir")
     return {key: value for key, value in settings.items() if KeyScope.RESUMABLE not in scopes(key)}
 

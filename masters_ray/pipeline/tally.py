@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from masters_ray import store
 from masters_ray.config import Judge
-from masters_ray.method.marking import RULES
+from masters_ray.method.marking import right
 from masters_ray.method.prompts import defused, ground_truth, with_choices
 from masters_ray.records import AnswerTally, JudgedAnswer, Problem, Source
 
@@ -27,9 +27,9 @@ def tally(judged: Sequence[tuple[Problem, Sequence[JudgedAnswer]]], judge: Judge
             f"{source}_right": sum(one.accuracy or 0 for one in own),
         }
     compared = [
-        (one.accuracy, int(RULES[judge.rule](one.answer.text, problem)))
+        (one.accuracy, int(right(one.answer.text, problem, judge.rule)))
         for problem, one in everything
-        if one.accuracy is not None and judge.of(one.answer.source) != "rule"
+        if one.accuracy is not None and judge.of(one.answer.source, problem.rule) != "rule"
     ]
     scores = rows["answers"].combine_chunks().flatten()
     left_out = store.decoded(scores).left_out if len(scores) else np.empty(0, np.float32)

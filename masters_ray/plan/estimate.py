@@ -17,6 +17,7 @@ from masters_ray.models import weights
 from masters_ray.plan.cards import Card
 from masters_ray.plan.memory import BYTES, engine_bytes, token_bytes
 from masters_ray.plan.rates import Rates
+from masters_ray.records import Source
 
 _PRODUCTS, _READS, _LEARNING = 0.5, 0.7, 0.35
 """Fractions of a card's operations (engines), of its bandwidth, and of its operations while learning."""
@@ -130,11 +131,11 @@ def estimated(config: Config, folders: Mapping[str, Path], lengths: Lengths, car
         return answers * (engine.prompt(asked) + engine.write(asked, _VERDICT))
 
     models = {"student": student, "teacher": teachers[0]}
-    verdicts = {"teacher": rollout.teacher_answers, "student": rollout.student_answers}
+    verdicts: dict[Source, int] = {"teacher": rollout.teacher_answers, "student": rollout.student_answers}
     judged = sum(
         judges(models[by], count)
         for source, count in verdicts.items()
-        if (by := getattr(config.judge, f"of_{source}")) != "rule"
+        if (by := config.judge.of(source)) != "rule" and by in config.judges
     )
     calls = {
         "answer": {
@@ -150,7 +151,7 @@ def estimated(config: Config, folders: Mapping[str, Path], lengths: Lengths, car
     online = calls | {"score": calls["score"] | {"reference": scores(student, config.group_size)}}
     held = weights.parameter_count(folders["student"]) * BYTES[config.learner.dtype]
     largest = max(one.weights / model.tensor_parallel for one, model in zip(teachers, hosts, strict=True))
-    marking = judges(student, 1) if config.evaluation.marked_by == "judge" else 0.0
+    marking = judges(student, 1) if config.marks_by_judge else 0.0
     asking = student.prompt(lengths.prompt) + student.write(lengths.prompt, evaluated) + _PICTURE_SECONDS
     return Rates(
         group_seconds=learner_operations(config, folders, lengths) / (card.operations * _LEARNING),

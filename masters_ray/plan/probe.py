@@ -25,8 +25,8 @@ def words(config: Config, online_fraction: float) -> list[str]:
     first = schedule.ratios(config.schedule)[0][0]
     return [
         f"run.dir={Path(config.run.dir) / 'plan' / (f'probe-{online:g}' if online else 'probe')}",
-        f"data.train.rows={rows}",
-        f"data.held_out.rows={min(config.data.held_out.rows or _HELD_OUT, _HELD_OUT)}",
+        f"data.train_rows={rows}",
+        f"data.held_out_rows={min(config.data.held_out_rows or _HELD_OUT, _HELD_OUT)}",
         "data.order=seeded",
         f"schedule.stages=[{{ratio: {first:g}}}, {{ratio: 0.0}}]",
         "growth=[]",

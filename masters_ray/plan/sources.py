@@ -3,13 +3,13 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from masters_ray.config import Config
-from masters_ray.data import sources
+from masters_ray.data import count
 from masters_ray.errors import CheckpointError, Complaint, ConfigError
 from masters_ray.models import weights
 from masters_ray.pipeline import inputs
@@ -70,8 +70,8 @@ def source(config: Config, load: Callable[[Sequence[str]], Config], file: str, a
     here = _folders(config)
     card = CARDS.get(config.cluster.gpu or "")
     counted: dict[str, Any] = {
-        "questions": asked.questions or config.data.train.rows or _count(config.data.train),
-        "held_out": config.data.held_out.rows or _count(config.data.held_out),
+        "questions": asked.questions or count(config.data.train, config.data.train_rows),
+        "held_out": count(config.data.held_out, config.data.held_out_rows),
         "room": card.memory if card else 0.0,
         "folders": here,
     }
@@ -110,10 +110,6 @@ def _folders(config: Config) -> dict[str, Path]:
     return found
 
 
-def _count(source: Any) -> int:
-    return sum(1 for _ in sources.rows(source))
-
-
 def _lengths(config: Config, folders: Mapping[str, Path], asked: Asked) -> tuple[Lengths, list[str]]:
     """Returns the lengths of the estimate, and what they rest on."""
     remarks = []
@@ -125,8 +121,7 @@ def _lengths(config: Config, folders: Mapping[str, Path], asked: Asked) -> tuple
         return Lengths(prompt=asked.prompt_tokens, answer=answer), remarks
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         spool = Path(scratch) / "train.spool"
-        train = replace(config.data.train, rows=None)
-        loaded = inputs.load_source(config, train, [*folders.values()], spool, 1.0, _LOOKED_AT)
+        loaded = inputs.load_source(config, "train", [*folders.values()], spool, 1.0, _LOOKED_AT)
         problems = list(loaded)
         tokens = fmean(_tokens(folders["student"], problems))
         size = fmean(sum(len(one.data or b"") for one in problem.pictures) for problem in problems)

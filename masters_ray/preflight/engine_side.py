@@ -10,7 +10,7 @@ from masters_ray.errors import MastersError
 from masters_ray.families import parts_in
 from masters_ray.learner import agreement
 from masters_ray.method import schedule
-from masters_ray.method.marking import RULES
+from masters_ray.method.marking import right
 from masters_ray.method.masks import MaskReport
 from masters_ray.models import weights
 from masters_ray.preflight.findings import Finding, judged, passed
@@ -157,7 +157,7 @@ def judge(config: Config, problems: Sequence[Problem], pool: Pool) -> Finding:
 
 def _wrong(problem: Problem, problems: Sequence[Problem], config: Config) -> str | None:
     others = (one.label for one in problems if one.kind == problem.kind)
-    return next((label for label in others if not RULES[config.judge.rule](label, problem)), None)
+    return next((label for label in others if not right(label, problem, config.judge.rule)), None)
 
 
 def _gaps(found: Logprobs, expected: Logprobs) -> list[float]:

@@ -43,7 +43,7 @@ def for_rollouts(config: Config, number: int = 0, *, learned: bool, follows: boo
 
 def for_measuring(config: Config) -> list[Processes]:
     """Returns the processes that evaluate the trained student: its replicas, and the judge if it marks."""
-    judges = [for_judging(config, "student")] if config.evaluation.marked_by == "judge" else []
+    judges = [for_judging(config, "student")] if config.marks_by_judge else []
     return [_replicas(config, "student", ("student",), config.student.replicas), *judges]
 
 

@@ -1,13 +1,13 @@
 """The records of a finished run (summary.json, examples.json), which ``pipeline.outcome`` writes, and their readers.
 Accuracies and shares are fractions, times wall seconds. What the run could not measure is NaN here, null in a file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from masters_ray.config import Judge
 from masters_ray.data import Overlap
-from masters_ray.evaluate import Accuracy, Marked
+from masters_ray.evaluate import Accuracy, Interval, Marked
 from masters_ray.files import Measured, read_record, read_records
 from masters_ray.learner.job import GroupRewards
 from masters_ray.records import AnswerTally, JudgedAnswer, LogprobMismatch, StageOutcome, StepMetrics
@@ -87,6 +87,23 @@ class SplitFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceFacts:
+    """A data source: its part of the training questions, and the accuracy on its held-out questions."""
+
+    name: str
+    questions: int
+    """Training questions, 0 for a source of held-out questions alone."""
+    set_aside: int
+    """Rows that could not be used, and held-out ones."""
+    dropped: int
+    """Training questions without a row in a stage."""
+    right: dict[str, float]
+    """Writer (teacher, student) → fraction of its stored answers with R_acc = 1."""
+    accuracy: dict[str, Interval]
+    """Model (as in ``Accuracies``) → held-out accuracy on this source; empty without such questions."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """A model before the run."""
 
@@ -136,6 +153,8 @@ class Summary:
     versions: dict[str, str]
     config: str
     """The whole configuration as YAML."""
+    sources: list[SourceFacts] = field(default_factory=list)
+    """Empty for a run with a single source."""
     planned: Planned | None = None
     """The last plan that was made for this run.dir before the run ended."""
 

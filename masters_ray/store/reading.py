@@ -1,17 +1,19 @@
 """Reads rows: of finished stores in the order of their positions, and of any store by a question's digest."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from masters_ray.errors import DamagedError, StoreError
 from masters_ray.progress import say
-from masters_ray.records import JudgedText, RolloutGroup
-from masters_ray.store.folder import Folder, Where
+from masters_ray.records import JudgedText, RolloutGroup, Source
+from masters_ray.store.folder import Folder, Where, undamaged
 from masters_ray.store.rows import SCHEMA, groups
 from masters_ray.store.shards import MANIFEST, SHARD, read_accounts, read_manifest, read_rows
 
@@ -71,6 +73,20 @@ def read_judged(folder: Where) -> Iterator[JudgedText]:
             said = {name: getattr(judged, name) for name in ("accuracy", "verdict", "reasoning")}
             answer = judged.answer
             yield JudgedText(**asked, **said, position=row.position, source=answer.source, text=answer.text)
+
+
+def right_by_dataset(folder: Where) -> Counter[tuple[str, Source, int]]:
+    """Returns (data source, writer, R_acc) → number of answers in a store's rows, finished or not."""
+    opened, found = Folder(folder), Counter[tuple[str, Source, int]]()
+    for name in opened.names(SHARD):
+        with undamaged(opened / name):
+            columns = ["dataset", *(f"answers.list.element.{one}" for one in ("source", "accuracy"))]
+            table = pq.read_table(opened.open(name), columns=columns)
+        answers = table["answers"].combine_chunks()
+        of = table["dataset"].combine_chunks().take(pc.list_parent_indices(answers)).to_pylist()
+        said = (answers.flatten().field(one).to_pylist() for one in ("source", "accuracy"))
+        found.update(zip(of, *said, strict=True))
+    return found
 
 
 class Lookup:

@@ -62,6 +62,10 @@ SCHEMA = pa.schema(
         _field("label", pa.string()),
         _field("kind", pa.string()),
         _field("choices", _list(pa.string())),
+        _field("references", _list(pa.string())),
+        _field("suffix", pa.string()),
+        _field("rule", pa.string()),
+        _field("dataset", pa.string()),
         _field("pictures", _list(_PICTURE)),
         _field("prompt_tokens", pa.int32()),
         _field("answers", _list(_ANSWER)),
@@ -72,12 +76,13 @@ SCHEMA = pa.schema(
 )
 _ANSWERS = SCHEMA.get_field_index("answers")
 _OF_ANSWERS = "answers.list.element."
+_OF_SOURCE = ("kind", "suffix", "rule", "dataset")
 PARQUET: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
     # These numbers differ only in their low bytes: split into bytes, the high bytes compress to almost nothing.
     "column_encoding": {f"{_OF_ANSWERS}{field.name}.list.element": "BYTE_STREAM_SPLIT" for field in _SCORES},
-    "use_dictionary": ["teacher_digest", "student_digest", "kind", f"{_OF_ANSWERS}source", f"{_OF_ANSWERS}finish"],
+    "use_dictionary": ["teacher_digest", "student_digest", *_OF_SOURCE, f"{_OF_ANSWERS}source", f"{_OF_ANSWERS}finish"],
     "write_statistics": ["position"],
     "write_page_checksum": True,
 }
@@ -147,9 +152,10 @@ def groups(table: pa.Table) -> list[RolloutGroup]:
     counts = pc.list_value_length(lists).to_pylist()
     found = []
     for row, count in zip(table.drop_columns(["answers"]).to_pylist(), counts, strict=True):
-        choices, pictures = tuple(row.pop("choices")), tuple(Picture(**one) for one in row.pop("pictures"))
-        texts = {name: row.pop(name) for name in ("id", "question", "label", "kind")}
-        row["problem"] = Problem(**texts, choices=choices, pictures=pictures)
+        pictures = tuple(Picture(**one) for one in row.pop("pictures"))
+        lists = {name: tuple(row.pop(name)) for name in ("choices", "references")}
+        texts = {name: row.pop(name) for name in ("id", "question", "label", *_OF_SOURCE)}
+        row["problem"] = Problem(**texts, **lists, pictures=pictures)
         row["version"] = None if row["version"] < 0 else row["version"]
         found.append(RolloutGroup(**row, answers=tuple(islice(answers, count))))
     return found

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 KEY = "key.json"
 SHARD = "shard-"
 """Prefix of the names of shards."""
-FORMAT = 8
+FORMAT = 9
 OTHER_RECIPE = (
     "Set it back, or choose another run.dir (and rollout.store) and name the directory of these stores in "
     "rollout.reuse: rows of the same recipe are taken over by question."

@@ -21,7 +21,7 @@ def sample(config: Config, name: str, questions: int, ratios: Sequence[float]) -
     return replace(
         config,
         run=replace(config.run, dir=own),
-        data=replace(config.data, train=replace(config.data.train, rows=questions)),
+        data=replace(config.data, train_rows=questions),
         schedule=Schedule(stages=[ScheduledStage(ratio=ratio) for ratio in ratios], stage_data="all"),
         rollout=replace(config.rollout, student_refresh="run", online_fraction=0.0, max_cut_share=1.0, store=None),
         growth=[],

@@ -98,7 +98,7 @@ def audit_config(config: Config, questions: int, ratio: float) -> Config:
 def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Makes the missing parts of an audit, then figures, disagreements, table and page; Ray must be started. config:
     from ``audit_config``. Returns the page's path. Raises DataError when there are no answers."""
-    questions, answers = config.data.train.rows or 0, config.group_size
+    questions, answers = config.data.train_rows or 0, config.group_size
     say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
     [folder] = run.generate(config, directory, config_file, measure=False)
     cases = list(store.read_judged(folder))

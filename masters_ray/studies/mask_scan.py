@@ -55,7 +55,7 @@ class Scanned:
 
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Makes the missing parts of a scan; Ray must be started. config: from ``sample``. Returns the page's path."""
-    rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train.rows or 0
+    rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train_rows or 0
     say(
         f"{questions} questions at {ratios} mask ratios: {questions * rollout.teacher_answers * ratios:,} answers of "
         f"masked teachers and {questions * rollout.student_answers:,} of the student are written and judged, "
@@ -133,7 +133,7 @@ def publish_scan(config: Config, folder: Path, found: Sequence[Scanned]) -> Path
     return publish(
         folder,
         "mask_scan",
-        {"questions": config.data.train.rows, "ratios": found, "advice": advise(found)},
+        {"questions": config.data.train_rows, "ratios": found, "advice": advise(found)},
         name=folder.parent.name,
         config=config,
         jsd_chart=line_chart("jsd", ratios, divergences, over, "JSD to the student (nats)"),

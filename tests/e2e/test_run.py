@@ -59,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     place = tmp_path_factory.mktemp("runs")
     folder = place / "lr=1e-3 #%20:ü"
     rows, good, bad = faulty.write(place / "data")
-    source = ["data.train.format=jsonl", f"data.train.path={rows}", "data.train.rows=null"]
+    source = [f"data.train.path={rows}", "data.train.rows=null"]
     source += ["data.max_quarantined_share=0.12", "learner.groups_per_step=10", "learner.tokens_per_micro_batch=800"]
     words = [DEMO, f"run.dir={folder}", *SMALL, *source, "evaluation.marked_by=judge"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -153,7 +153,7 @@ def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(finished
 
 def test_a_job_that_fails_returns_non_zero_and_ends_with_the_cause(cluster: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "what?", "answer": "red", "image": "none.png"}\n')
-    words = ["data.train.format=jsonl", f"data.train.path={tmp_path / 'rows.jsonl'}", *SMALL]
+    words = [f"data.train.path={tmp_path / 'rows.jsonl'}", *SMALL]
     done = masters_ray("submit", *ADDRESS, DEMO, f"run.dir={tmp_path / 'run'}", *words, **cluster)
     assert done.returncode == 1, done.stdout + done.stderr
     last = done.stdout.splitlines()[-4:]

@@ -48,7 +48,7 @@ def pair(teacher: Path, student: Path, **mask: bool) -> Config:
     engine = Engine(dtype="float32")
     return Config(
         run=Run(dir="no directory"),
-        data=Data(train=source, held_out=source),
+        data=Data(train=[source], held_out=[source]),
         teacher=Teacher(checkpoint=str(teacher), engine=engine, mask=MaskScope(**mask)),
         student=HostedModel(checkpoint=str(student), engine=engine),
         schedule=Schedule(max_ratio=0.2, step=0.2),

@@ -37,7 +37,7 @@ def words(folder: Path, train: Sequence[dict[str, Any]], *more: str) -> list[str
     found = [f"run.dir={folder / 'deep' / 'run'}"]
     for name, content in (("train", train), ("held_out", THREE)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in content))
-        found += [f"data.{name}.format=jsonl", f"data.{name}.path={folder / name}.jsonl", f"data.{name}.rows=null"]
+        found += [f"data.{name}.path={folder / name}.jsonl", f"data.{name}.rows=null"]
     return [*found, *more]
 
 
@@ -65,11 +65,12 @@ def test_validate_shows_data_and_prompt_and_leaves_nothing(tmp_path: Path, capsy
     output = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
     for told in (
-        f"data.train  all 5 rows of {tmp_path}/train.jsonl: 3 questions\n  most frequent kinds: colour 2, shape 1\n",
+        f"data.train  all 5 questions of {tmp_path}/train.jsonl: 3 can be used\n",
+        "  most frequent kinds: colour 2, shape 1\n",
         f"1 × empty question ({tmp_path}/train.jsonl:4)",
         "  columns that are not used: hint\n",
         "held-out questions",
-        "data.train.rows asks for 9: all 3 are taken",
+        "9 questions are asked for in data.train: all 3 are taken",
         "<|vision_start|><|image_pad|>×16<|vision_end|>what color?",
         "right, as a judge is told: A. red",
         "online iterations: 2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, … (25.0% of all)",
@@ -131,7 +132,7 @@ def test_rows_after_the_first_are_looked_at_when_all_are_wanted(tmp_path: Path) 
     many = [row(number) for number in range(rows.FIRST)]
     assert checks.validate(DEMO, words(tmp_path, many), all_rows=False) == ""
     overrides = words(tmp_path, many + [row(number, image="gone.png") for number in range(900, 910)])
-    left = "rows after the first 200 of data.train were not looked at (--all)"
+    left = "rows after the first 200 of each source in data.train were not looked at (--all)"
     assert checks.validate(DEMO, overrides, all_rows=False) == left
     assert "10 of 210 rows cannot be used" in complaints(overrides, all_rows=True)["data.train"]
 

@@ -18,7 +18,7 @@ student: {checkpoint: s}
 # Words that are refused by themselves, each for its own key: every form of a value, and bounds that are not 0 or 1.
 REFUSED = """
 run.seed=-1 run.seed=x run.seed=1.5 run.seed=null run.seed=[1] run.dir=runs/what? run.dir=[a] cluster.local_cpus=0
-cluster.grows=maybe data.train.format=csv data.max_quarantined_share=1.5 data.max_picture_pixels=178956971
+cluster.grows=maybe data.train.answer_is=csv data.max_quarantined_share=1.5 data.max_picture_pixels=178956971
 teacher.checkpoint=runs/* student.checkpoint=a?b teacher.replicas=two teacher.cpus=inf teacher.mask.vision=perhaps
 teacher.engine.max_model_len=1000 teacher.engine.max_num_batched_tokens=100 student.engine.gpu_memory_utilization=1.1
 student.engine=x judge.of_teacher=nobody reward.alpha=nan rollout.sampling.temperature=0 rollout.sampling.top_p=1.01
@@ -153,9 +153,9 @@ def test_a_complaint_says_what_was_expected_and_found_and_how_to_mend_it(file: P
 
 def test_all_complaints_come_at_once(tmp_path: Path) -> None:
     file = write(tmp_path, MINIMAL.replace("student: {checkpoint: s}", "") + "learner: 3\nreward: {alpha: -1}\n")
-    words = ["nonsense", "learner.zero_stage=4", "run.sed=1", "run.dir=${a", "data.train.format=csv", "reward.rho=1"]
+    words = ["nonsense", "learner.zero_stage=4", "run.sed=1", "run.dir=${a", "data.train.answer_is=csv", "reward.rho=1"]
     words += ["schedule.step=0.15", "growth=[{teacher: {top_k: 0}}]"]
-    told = "nonsense learner learner.zero_stage run.sed run.dir data.train.format reward.alpha judge.reasoning "
+    told = "nonsense learner learner.zero_stage run.sed run.dir data.train.answer_is reward.alpha judge.reasoning "
     told += "schedule.step growth[0].teacher.top_k growth[0].teacher.checkpoint student.checkpoint"
     assert set(complaints(file, *words)) == set(told.split())
 

@@ -73,7 +73,7 @@ def test_the_environments_values_are_used_and_never_shown(tmp_path: Path, monkey
     words += ["rollout.placement=${oc.env:HOW}", "rollout.reuse=['${oc.env:PLACE}/old',other]"]
     config = configuration.load(DEMO, [f"run.dir={tmp_path}/run", *words])
     config = pickle.loads(pickle.dumps(dataclasses.replace(config)))
-    assert config.data.held_out.path == config.data.train.path == "hidden-place/a.jsonl"
+    assert config.data.held_out[0].path == config.data.train[0].path == "hidden-place/a.jsonl"
     assert config.rollout.reuse == ["hidden-place/old", "other"]
     directory = RunDirectory(config)
     directory.claim()
@@ -92,6 +92,6 @@ def test_the_environments_values_are_used_and_never_shown(tmp_path: Path, monkey
     assert "hidden-place" not in configuration.to_yaml(audited)
     monkeypatch.setenv("PLACE", "another-place")
     again = configuration.load(directory.file("config.yaml"))
-    assert (again.data.held_out.path, again.rollout.placement) == ("another-place/a.jsonl", "turns")
+    assert (again.data.held_out[0].path, again.rollout.placement) == ("another-place/a.jsonl", "turns")
     RunDirectory(again)
     assert read_record(directory.file("settings.json"), dict)["data.held_out.path"] == "${data.train.path}"

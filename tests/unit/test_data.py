@@ -44,26 +44,44 @@ BAD: list[tuple[Any, str]] = [
     (good(3, image="x" * 300 + ".png"), "cannot be read: File name too long"),
     (good(4, image="text.png"), "text.png cannot be decoded"),
     (good(5, question="  "), "empty question"),
-    *((good(8, image=bad), "image: expected a path, bytes, file") for bad in (3, "", [["a.png"]])),
+    *((good(8, image=bad), "image: expected a path, bytes, file") for bad in (3, [["a.png"]])),
     (good(9, image=["a.png", "a.png"]), "2 pictures, expected at most engine.max_pictures = 1"),
-    (good(11, answer=["a", "b"]), "answer: expected a single text, number or date, found ['a', 'b']: write what is m"),
+    (
+        good(11, answer=["a", ["b", "c"]]),
+        "answer: expected a single text, number or date, found ['b', 'c']",
+    ),
+    (good(11, answer=[{"answer": "a", "n": 1}]), "answer: expected texts, found entries with answer, n: add the key"),
+    (good(11, answer=[]), "no answer; the row has id, question, answer, image"),
+    (good(11, answer=["red", "blue"], choices=["red", "blue"]), "answer: several right choices"),
     (good(12, kind="\ud83d"), "kind: holds the character NUL or half of a surrogate pair: take it out"),
     (good(13, id="9" * 501), "id: expected at most 500 characters, found 501"),
     ("# a comment", "not JSON in UTF-8 that can be read: Expecting value"),
-    ("3", "expected an object with question, answer and image, found int"),
+    ("3", "expected an object, found int"),
     ('{"question": "q?", "question": "r?"}', "one of the keys ['question', 'question'] stands there twice"),
     *((ANSWER + one + "}", "answer: expected a single text, number or date, ") for one in ("NaN", "-Infinity", "true")),
     *((ANSWER + one + "}", "not JSON in UTF-8 that can be read: ") for one in ("9" * 5000, "1e" + "9" * 30)),
     (ANSWER + "[" * 100_000, "not JSON in UTF-8 that can be read: maximum recursion depth"),
-    (ANSWER + "null}", "no answer, only question, image; masters_ray reads one question a row"),
+    (ANSWER + "null}", "no answer; the row has question, image: name the keys in fields (docs/DATA.md)"),
+    (
+        {"question": "q?", "answer": "a"},
+        "no image; the row has question, answer: set fields.image=[]",
+    ),
+    (good(15, question="<image> and <image>"), "2 × <image> in the text, but 1 pictures"),
+    (good(15, question="<image 2>"), "the text has a place for picture 2, but the row has 1 pictures"),
     (ANSWER + '"\\u2060"}', "empty answer"),
     (ANSWER + '"a\\u0000b"}', "answer: holds the character NUL or half of a surrogate"),
     # Rows of other layouts.
-    (PICTURE | {"conversations": [{"from": "human", "value": "q?"}]}, "holds LLaVA's layout (conversations)"),
-    ({"images": [], "texts": [{"user": "q?", "assistant": "a"}]}, "holds the layout of The Cauldron"),
-    (PICTURE | {"query": "q?", "label": ["a"]}, "no question, answer, only image, query, label; masters_ray reads one"),
-    (good(14, options=["a", "b"]), "options may be meant as choices: rename it, or write them as one list"),
-    (good(14, A="red", B="blue"), "A, B may be meant as choices"),
+    (
+        PICTURE | {"conversations": [{"from": "human", "value": "q?"}]},
+        "looks like LLaVA's layout: set fields.turns=conversations",
+    ),
+    (
+        {"images": [], "texts": [{"user": "q?", "assistant": "a"}]},
+        "of The Cauldron: set fields.turns=texts, fields.image=i",
+    ),
+    (PICTURE | {"query": "q?", "label": ["a"]}, "set fields.question=query, fields.answer=label"),
+    (good(14, options=["a", "b"]), "options may be meant as choices: set fields.choices=options, or []"),
+    (good(14, A="red", B="blue"), "A, B may be meant as choices: set fields.choices=[A, B], or []"),
 ]
 
 
@@ -72,8 +90,9 @@ def test_every_bad_row_is_dropped_with_its_reason(tmp_path: Path) -> None:
     usable = [good(1), good(20, choices=["red", "x"], options=["y"]), good(21, options="[]")]
     loaded = load(jsonl(tmp_path, [*(row for row, _ in BAD), *usable]))
     assert ids(loaded) == ["q1", "q20", "q21"]
-    assert [one.row for one in loaded.rejected] == [f"{tmp_path}/rows.jsonl:{number + 1}" for number in range(len(BAD))]
-    reasons = [one.reason for one in loaded.rejected]
+    rejected = list(loaded.rejected)
+    assert [one.row for one in rejected] == [f"{tmp_path}/rows.jsonl:{number + 1}" for number in range(len(BAD))]
+    reasons = [one.reason for one in rejected]
     assert [(told, reason) for (_, told), reason in zip(BAD, reasons, strict=True) if told not in reason] == []
     assert max(map(len, reasons)) < 300
 
@@ -98,8 +117,8 @@ def test_an_answer_in_json_is_what_people_meant(tmp_path: Path) -> None:
         (["a", "b"], pa.dictionary(pa.int32(), pa.string()), ["a", "b"]),
         *((["a", "b"], kind, ["a", "b"]) for kind in (pa.large_string(), pa.string_view())),
         ([b"a", b"\xff"], pa.binary(), ["a"]),
-        ([["red"], ["red", "blue"], []], pa.list_(pa.string()), ["red"]),
-        ([[0.1], [0.1, 0.2]], pa.list_(pa.float32()), ["0.1"]),
+        ([["red"], ["blue", "red", "red"], []], pa.list_(pa.string()), ["red", "red"]),
+        ([[0.1], [0.2, 0.1]], pa.list_(pa.float32()), ["0.1", "0.2"]),
     ],
 )
 def test_a_label_is_what_people_meant_whatever_the_type_of_its_column(
@@ -114,8 +133,9 @@ def test_a_line_that_is_not_utf_8_costs_its_row_and_a_byte_order_mark_and_lines_
     windows = b"\xef\xbb\xbf\r\n" + file.read_bytes().replace(b"\n", b"\r\n\r\n")
     file.write_bytes(windows + '{"question": "wh\xe4t"}\n'.encode("latin-1"))
     loaded = load(lines)
-    assert (ids(loaded), loaded.rejected[0].row) == (["q1", "q2"], f"{file}:6")
-    assert loaded.rejected[0].reason.startswith("not JSON in UTF-8 that can be read: 'utf-8' codec can't decode byte")
+    [rejected] = loaded.rejected
+    assert (ids(loaded), rejected.row) == (["q1", "q2"], f"{file}:6")
+    assert rejected.reason.startswith("not JSON in UTF-8 that can be read: 'utf-8' codec can't decode byte")
 
 
 def test_a_row_whose_text_holds_a_special_token_is_dropped_with_its_name(tmp_path: Path) -> None:
@@ -134,8 +154,8 @@ def test_a_row_whose_text_holds_a_special_token_is_dropped_with_its_name(tmp_pat
 
 def test_rows_with_the_id_of_an_earlier_one_are_kept_under_their_row_number_and_told(tmp_path: Path) -> None:
     loaded = load(jsonl(tmp_path, [good(1, id=one) for one in (7, "7", 7.0, "", True, "7#2")]))
-    assert ids(loaded) == sorted(["7", "7#2", "7#3", f"{tmp_path}/rows.jsonl:4", "True", "7#2#6"])
-    told = "3 rows have the id of an earlier one, which was made unique by their row numbers (7#2)"
+    assert ids(loaded) == sorted(["7", "7#2", "7#3", f"{tmp_path}/rows.jsonl:4", "True", "7#8"])
+    told = "2 questions have the id of an earlier one, which was made unique by their numbers (7#8)"
     assert loaded.remarks == [told]
 
 
@@ -159,10 +179,18 @@ def test_more_bad_rows_than_allowed_stop_with_each_reason_once_and_no_value_floo
     told = r"1 of 2 rows cannot be used; .*allows 0\.1 (.|\n)*1 × picture .*none.png does not exist \(.*rows.jsonl:2\)"
     with pytest.raises(DataError, match=told):
         load(source, 0.1)
-    rows = [{"question": "q?", "answer": ["x" * 10**6, "y"], "image": "a.png", "z" * 10**5: 1}] * 3
-    with pytest.raises(DataError, match=r"(?s)3 of 3 rows.*  3 × answer: expected.*\n  columns that are not") as error:
+    rows = [{"question": "q?", "answer": ["x" * 10**6, {}], "image": "a.png", "z" * 10**5: 1}] * 3
+    with pytest.raises(DataError, match=r"no row can be used. 3 × answer: expected texts, found entries") as error:
         load(jsonl(tmp_path, rows))
-    assert len(str(error.value)) < 1200
+    with pytest.raises(DataError, match=r"(?s)4 of 5 rows.*  3 × answer: expected.*\n  columns that are not") as other:
+        load(jsonl(tmp_path, [*rows, good(1, answer=""), good(2)]), 0.1)
+    assert len(str(error.value)) + len(str(other.value)) < 1500
+
+
+def test_reading_ends_early_where_no_row_can_be_used(tmp_path: Path) -> None:
+    rows = [good(number, answer="") for number in range(3000)]
+    with pytest.raises(DataError, match="none of the first 1000 questions can be used, .*:1000: empty"):
+        load(jsonl(tmp_path, rows))
 
 
 def test_held_out_questions_that_are_training_questions_are_counted_by_words_and_pictures(tmp_path: Path) -> None:

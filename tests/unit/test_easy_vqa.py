@@ -57,7 +57,7 @@ def test_the_questions_are_written_as_ordinary_data_and_read_back_the_same(tmp_p
     easy_vqa.write(tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
     source = DataSource(path=str(tmp_path / "x" / "test.jsonl"))
-    loaded = data.load(source, 0, 0.0, spool=tmp_path / "spool.sqlite")
+    loaded = data.load([source], 0, 0.0, spool=tmp_path / "spool.sqlite")
     told, expected = (
         {(one.id, one.question, one.label, one.kind, encoded(one.pictures[0])) for one in problems}
         for problems in (loaded, easy_vqa.problems("test"))

@@ -35,7 +35,7 @@ WRITERS: dict[str, Write] = {
     "journal.json": lambda root: journal(root).note("a", "b"),
     "metrics.jsonl": a_step,
     "evaluation/teacher.json": lambda root: held_out.write_marks(root / "evaluation" / "teacher.json", [], "", ""),
-    "train.spool": lambda root: data.load(jsonl(root, [good(1)]), 0, 0.0, spool=root / "train.spool"),
+    "train.spool": lambda root: data.load([jsonl(root, [good(1)])], 0, 0.0, spool=root / "train.spool"),
     "quarantine.jsonl": lambda root: write_lines(root / "quarantine.jsonl", [Rejected(row="p", reason="dark")]),
 }
 

@@ -18,7 +18,7 @@ def test_questions_that_hold_a_special_token_of_either_model_are_set_aside(tmp_p
     (teacher / "tokenizer_config.json").write_text(json.dumps(settings | {"eot_token": "<end_of_utterance>"}))
     rows = [good(1), good(2, question="<end_of_utterance>"), good(3, answer="<|im_end|>")]
     path = jsonl(tmp_path, rows).path
-    words = [f"data.{part}.{key}" for part in ("train", "held_out") for key in ("format=jsonl", f"path={path}")]
+    words = [f"data.{part}.{key}" for part in ("train", "held_out") for key in (f"path={path}",)]
     config = configuration.load(DEMO, [*words, f"teacher.checkpoint={teacher}", "data.max_quarantined_share=0.9"])
     for loaded in inputs.load(config, tmp_path / "data"):
         assert [one.id for one in loaded] == ["q1"]

@@ -48,7 +48,7 @@ def two_teachers(folder: Path, *changes: str) -> Config:
     (folder / "one.png").write_bytes(png())
     rows = [{"id": str(id), "question": one, "answer": "red", "image": "one.png"} for id, one in enumerate(QUESTIONS)]
     (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"format": "jsonl", "path": str(folder / "questions.jsonl")}
+    source = {"path": str(folder / "questions.jsonl")}
     content["data"] = {"train": source, "held_out": source}
     content["growth"] = [{"teacher": content["teacher"] | {"checkpoint": str(PAIR / "student")}, "schedule": stages}]
     content["teacher"]["checkpoint"] = str(PAIR / "teacher")

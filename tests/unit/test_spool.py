@@ -12,7 +12,7 @@ from PIL import Image
 
 from masters_ray import data
 from masters_ray.config import DataSource
-from masters_ray.data import NO_SPECIAL, PILLOW_MAX_PIXELS, Problems, loading, sources
+from masters_ray.data import NO_SPECIAL, PILLOW_MAX_PIXELS, Problems, loading
 from masters_ray.errors import DataError
 from masters_ray.pipeline import inputs
 from masters_ray.records import Problem, Rejected
@@ -24,8 +24,7 @@ Load = Callable[..., Problems]
 
 def in_memory(source: DataSource, seed: int) -> list[Problem]:
     """The seeded order as the definition says it: shuffle everything, then take the kinds in turn."""
-    mapper = loading.Mapper(source, 1, PILLOW_MAX_PIXELS, NO_SPECIAL)
-    outcomes = [mapper(row).outcome for row in sources.rows(source)]
+    outcomes = [one.outcome for one in loading.SourceReader(source, 1, PILLOW_MAX_PIXELS, NO_SPECIAL).read()]
     problems = [one for one in outcomes if not isinstance(one, Rejected)]
     random.Random(seed).shuffle(problems)
     by_kind: dict[str, list[int]] = defaultdict(list)
@@ -41,14 +40,14 @@ def load(tmp_path: Path) -> Load:
     """``data.load``, every time into the same spool."""
 
     def loaded(source: DataSource, seed: int = 0, share: float = 1.0, **more: Any) -> Problems:
-        return data.load(source, seed, share, spool=tmp_path / "data" / "train.spool", **more)
+        return data.load([source], seed, share, spool=tmp_path / "data" / "train.spool", **more)
 
     return loaded
 
 
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on a source that is read is an error."""
-    monkeypatch.setattr(loading, "Mapper", lambda *_: pytest.fail("the source is read"))
+    monkeypatch.setattr(loading.SourceReader, "read", lambda *_: pytest.fail("the source is read"))
 
 
 @pytest.mark.parametrize("rows", [None, 1, 7, 333, 699, 700])
@@ -77,12 +76,12 @@ def test_positions_and_slices_are_those_of_a_list_also_from_many_threads(tmp_pat
 
 def test_a_finished_spool_is_opened_unread(tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     source = jsonl(tmp_path, [*(good(number, hint=1) for number in range(20)), good(20, answer=" ")])
-    source.rows = 1  # those that are not taken count among the usable ones
     first = load(source, share=0.05)
     no_reading(monkeypatch)
     again = load(source, share=0.05)
-    assert (len(again), list(again)) == (1, list(first))
-    assert all(getattr(again, name) == getattr(first, name) for name in ("accepted", "rejected", "changes", "remarks"))
+    assert (len(again), list(again)) == (20, list(first))
+    assert all(getattr(again, name) == getattr(first, name) for name in ("accepted", "sources", "changes", "remarks"))
+    assert list(again.rejected) == list(first.rejected)
     with pytest.raises(DataError, match=r"1 of 21 rows cannot be used; .*allows 0.01"):
         load(source, share=0.01)
 

@@ -45,7 +45,7 @@ def test_every_variant_is_a_run_of_its_own_for_each_seed(tmp_path: Path) -> None
     assert list(configs) == [("whole", 0), ("whole", 1), ("No mask!", 0), ("No mask!", 1)]
     masked, plain = configs["whole", 1], configs["No mask!", 1]
     assert (masked.schedule.max_ratio, plain.schedule.max_ratio) == (0.2, 0.0)
-    assert (plain.run.seed, plain.data.train.rows, plain.learner.groups_per_step) == (1, 48, 8)
+    assert (plain.run.seed, plain.data.train[0].rows, plain.learner.groups_per_step) == (1, 48, 8)
     assert plain.run.dir == str(tmp_path / "runs" / "no-mask" / "seed-1")
 
 

@@ -23,7 +23,11 @@ def test_paths_mean_the_same_on_the_cluster(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     config = Config()
-    config.run.dir, config.data.train.path, config.data.held_out.path = "runs/x", "data/rows", "/shared/rows.jsonl"
+    config.run.dir, config.data.train[0].path, config.data.held_out[0].path = (
+        "runs/x",
+        "data/rows",
+        "/shared/rows.jsonl",
+    )
     config.teacher.checkpoint, config.student.checkpoint = "examples/toy/pair/teacher", "org/name"
     config.rollout.store, config.rollout.reuse = "s3://bucket/run", ["runs/old", "s3://bucket/old"]
     config.growth = [Growth(teacher=Teacher(checkpoint=name)) for name in ("models/large", "org/name")]
@@ -55,7 +59,7 @@ def test_the_program_says_what_is_wrong_without_a_traceback(capsys: pytest.Captu
     assert "no complaint" in capsys.readouterr().out
     assert "Did you mean learner.workers?" in told("validate", DEMO, "learner.workrs=2")
     for command in ("mask-scan", "judge-audit"):
-        assert "data.train.rows: expected greater than 0, found '0'" in told(command, DEMO, "--questions", "0")
+        assert "data.train_rows: expected greater than 0, found '0'" in told(command, DEMO, "--questions", "0")
     long = "/" + "a" * 400
     for word in (f"student.checkpoint={long}", f"rollout.reuse=[{long}]"):
         said = told("validate", DEMO, word)

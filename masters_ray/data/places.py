@@ -1,0 +1,165 @@
+"""Finds the tables of a source: told by their suffix or folder, files in the order of their names."""
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from masters_ray.config import DataSource
+from masters_ray.data.pictures import stamp
+from masters_ray.data.tables import HubTable, JsonLines, JsonValues, Parquet, Separated, Table, reading
+from masters_ray.data.texts import bare, shown
+from masters_ray.errors import DataError
+
+_PACKED = (".gz", ".zst", ".bz2")
+_KINDS: dict[str, Callable[..., Table]] = {
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".json": JsonLines,
+    ".parquet": Parquet,
+    ".csv": partial(Separated, delimiter=","),
+    ".tsv": partial(Separated, delimiter="\t"),
+}
+_OF_DATASETS = {".arrow": "arrow", ".tar": "webdataset"}
+"""Suffix → builder of ``datasets`` that reads the file."""
+_READ = ", ".join([*_KINDS, *_OF_DATASETS])
+_MAGIC = {
+    rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd": ("a compressed file", "Name it so, as in rows.jsonl.gz."),
+    rb"PK\x03\x04": ("a zip archive", "Unpack it, and name a file in it."),
+    rb".{257}ustar": ("a tar archive", "Name it .tar if it is in webdataset's layout; otherwise unpack it."),
+    rb"PAR1": ("parquet", "Name it .parquet."),
+    rb"\xff\xfe|\xfe\xff|([^\0]\0){50}|(\0[^\0]){50}": ("UTF-16 text", "Write it in UTF-8: iconv -f UTF-16 -t UTF-8."),
+}
+"""First bytes of what is no text (pattern) → (what it is, remedy)."""
+_SPLITS = re.compile(r"(?:^|[-_./])(train|test|val|valid|validation|dev)(?=$|[-_./])")
+
+
+def tables(source: DataSource) -> list[Table]:
+    """Returns the source's tables. Raises DataError that says what is at its path instead, and what to do."""
+    with reading(source.path):
+        return _remote(source) if "://" in source.path else _local(source)
+
+
+def stamps(found: list[Table]) -> list[Any]:
+    """Returns what tells whether a source's tables have changed: sizes and times of files on disks."""
+    return [[one.name, *stamp(one.name)] for one in found]
+
+
+def _local(source: DataSource) -> list[Table]:
+    path, place = source.path, Path(source.path)
+    if place.is_dir() and (place / "state.json").exists():
+        return [HubTable(path, _folder(source), "load_from_disk", path)]
+    if source.split and not place.is_file():
+        return [_of_library(source, place)]
+    if place.is_dir() and (place / "dataset_dict.json").exists():
+        raise DataError(f"{path}: expected a split of what datasets saved there: set split, for instance train")
+    with reading(path):
+        files = _files(place)
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: expected a file, found a folder or no ordinary file")
+    return [_table(str(file), _folder(source) or file.parent, fs.LocalFileSystem(), str(file)) for file in files]
+
+
+def _folder(source: DataSource) -> Path | None:
+    return Path(source.images) if source.images else None
+
+
+def _files(place: Path) -> list[Path]:
+    """Returns the files of a path, a pattern or a folder, which hold rows of one kind and one split."""
+    path = str(place)
+    if os.path.lexists(place) and not place.is_dir():
+        return [place]
+    if not place.is_dir():
+        files = sorted(map(Path, glob.glob(path, recursive=True))) if glob.has_magic(path) else []
+        if not files:
+            found = "no file has such a name" if glob.has_magic(path) else "does not exist"
+            raise DataError(
+                f"{path}: {found}. Mend the path; a data set of the Hub needs split beside it, such as train."
+            )
+        return files
+    inside = sorted(one for one in place.rglob("*") if one.is_file() and not one.name.startswith("."))
+    files = [one for one in inside if _suffix(one.name) in (*_KINDS, *_OF_DATASETS)]
+    kinds, splits = ({of(one) for one in files} for of in (_kind_of, _split_of))
+    if len(kinds) != 1:
+        found = ", ".join(f"{n} {ending}" for ending, n in Counter(one.suffix for one in inside).most_common(5))
+        raise DataError(f"{path}: expected files of one of the kinds {_READ}, found {found or 'none'}. Name a pattern.")
+    if len(splits) > 1:
+        raise DataError(f"{path}: holds the splits {', '.join(sorted(splits))}: set split, or name a pattern of files.")
+    return files
+
+
+def _kind_of(file: Path) -> str:
+    return _suffix(file.name)
+
+
+def _split_of(file: Path) -> str:
+    return next(iter(_SPLITS.findall(file.name)), "")
+
+
+def _suffix(name: str) -> str:
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
+    return os.path.splitext(name)[1].lower()
+
+
+def _of_library(source: DataSource, place: Path) -> Table:
+    name = f"{source.path} {source.subset or ''} {source.split}".replace("  ", " ")
+    if (place / "dataset_dict.json").exists():
+        return HubTable(name, _folder(source), "load_from_disk", str(place / str(source.split)))
+    if not place.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source.path):
+        raise DataError(f"{source.path}: expected a folder, or the id of a data set on the Hub such as org/name")
+    options: dict[str, Any] = {"split": source.split, "streaming": True}
+    return HubTable(name, _folder(source), "load_dataset", source.path, source.subset, **options)
+
+
+def _remote(source: DataSource) -> list[Table]:
+    address, folder = source.path, _folder(source)
+    root, pattern = re.fullmatch(r"([^*?\[]*?)((?:/[^/]*[*?\[].*)?)", address).groups()  # type: ignore[union-attr]
+    filesystem, base = fs.FileSystem.from_uri(root)
+    paths = [base]
+    if not filesystem.get_file_info(base).is_file:
+        inside = filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        paths = sorted(one.path for one in inside if one.is_file and fnmatch(one.path, f"{base}{pattern or '/*'}"))
+    if not paths:
+        raise DataError(f"{address}: nothing is there")
+    scheme = address.partition("://")[0]
+    return [_table(f"{scheme}://{path}", folder, filesystem, path) for path in paths]
+
+
+def _table(name: str, folder: Path | None, filesystem: Any, path: str) -> Table:
+    """Returns the table in a file. Raises DataError when its content contradicts its name."""
+    suffix = _suffix(path)
+    if suffix in _OF_DATASETS and isinstance(filesystem, fs.LocalFileSystem):
+        options = {"data_files": path, "split": "train", "streaming": True}
+        return HubTable(name, folder, "load_dataset", _OF_DATASETS[suffix], arrow=suffix == ".arrow", **options)
+    if suffix not in _KINDS:
+        raise DataError(f"{name}: expected a file named {_READ} (text also with {', '.join(_PACKED)}). Convert it.")
+    kind: Callable[..., Table] = _KINDS[suffix]
+    if kind is not Parquet:
+        head = _head(name, filesystem, path)
+        start = bare(head.decode("utf-8", "replace"))
+        for first, (found, remedy) in _MAGIC.items():
+            if re.match(first, head, re.DOTALL):
+                raise DataError(f"{name}: expected text, found {found}. {remedy}")
+        if not start:
+            raise DataError(f"{name}: no row ({len(head)} bytes). Was it written to its end?")
+        if kind is JsonLines:
+            if re.match(r"\[\s*[{\]]|\{\s*\n", start):
+                kind = JsonValues
+            elif not re.search(r"^\s*[{\[]", start, re.MULTILINE):
+                first_line = shown(start.splitlines()[0])
+                raise DataError(f"{name}: expected JSON, found lines such as {first_line}. Convert it.")
+    return kind(name, folder, filesystem, path)
+
+
+def _head(name: str, filesystem: Any, path: str) -> bytes:
+    with reading(name), filesystem.open_input_stream(path, compression="detect") as content:
+        return bytes(content.read(1 << 16))
