@@ -1,4 +1,5 @@
 import os
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,19 @@ def local_ray() -> Iterator[None]:
     """A Ray of this module's own."""
     with cluster.connected(Cluster(local_cpus=8)):
         yield
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of an object store on this machine that speaks S3's protocol."""
+    from moto.server import ThreadedMotoServer  # loads Flask
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"))
+    yield "s3://bucket"
+    server.stop()

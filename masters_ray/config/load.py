@@ -259,7 +259,7 @@ def _complaint(error: Any) -> Complaint:
 
 def _unknown(key: str) -> Complaint:
     near = difflib.get_close_matches(_in_schema(key), _known_keys(), n=1)
-    remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py for the keys."
+    remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py and data_schema.py for the keys."
     return Complaint(key, "a known key", "an unknown one", remedy)
 
 

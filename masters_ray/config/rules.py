@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-from masters_ray.config.schema import Config, DataSource, HostedModel, Learner, MaskScope, Part, Schedule, Teacher
+from masters_ray.config.data_schema import DataSource
+from masters_ray.config.schema import Config, HostedModel, Learner, MaskScope, Part, Schedule, Teacher
 from masters_ray.errors import Complaint
 
 Broken = tuple[str, str, Any, str]

@@ -1,6 +1,7 @@
 """Reads a row of any layout: fields by their keys, dialogues turn by turn, pictures at their markers; names the layout
 that a row seems to have where its fields are described wrongly."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,6 +37,8 @@ _SPEAKERS = {
     "model": "model",
     "system": "system",
 }
+_WHO, _WHAT = ("from", "role"), ("value", "content")
+"""Keys of a turn's speaker and text."""
 _LISTED = " or ".join(_SPEAKERS)
 _MARKER = re.compile(r"<image(?:[ _]?(\d+))?>")
 
@@ -52,7 +55,7 @@ class Draft:
     kind: Any = None
 
 
-class Layout:
+class RowLayout:
     """Reads the rows of a source."""
 
     def __init__(self, source: DataSource) -> None:
@@ -71,7 +74,6 @@ class Layout:
         if turns is not None:
             if (dialogue := lookup(row, turns)) is _MISSING:
                 raise BadRowError(_nearest(row, [turns]))
-
             pairs = list(_pairs(dialogue))
             drafts = list(_told(pairs, [] if images is _MISSING else images))
             if not drafts:
@@ -187,6 +189,9 @@ def _told(pairs: Sequence[tuple[str, list[Any], Any]], images: Sequence[Any]) ->
 
 def _pairs(dialogue: Any) -> Iterator[tuple[str, list[Any], Any]]:
     """Yields (question, pictures among its parts, answer) of every pair of turns. Raises BadRowError."""
+    if isinstance(dialogue, str):
+        with suppress(ValueError):
+            dialogue = json.loads(dialogue)
     if not isinstance(dialogue, list | tuple) or not dialogue or not all(isinstance(one, dict) for one in dialogue):
         raise BadRowError(f"turns: expected a list of turns, found {shown(dialogue)}")
     asked: list[Any] = []

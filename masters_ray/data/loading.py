@@ -19,7 +19,7 @@ import PIL
 from masters_ray.config import DataSource
 from masters_ray.data import mixture, places
 from masters_ray.data.labels import choices_of, label_of, right_choice
-from masters_ray.data.layouts import Draft, Layout, placed
+from masters_ray.data.layouts import Draft, RowLayout, placed
 from masters_ray.data.pictures import PILLOW_MAX_PIXELS, Stamp, check, named, stamp
 from masters_ray.data.spool import FORMAT, THREADS, MappedRow, Problems, SourceCounts, SpoolWriter
 from masters_ray.data.tables import Row, Table
@@ -40,9 +40,9 @@ class SourceReader:
         """Raises DataError when there is nothing to read."""
         self.source, self.tables = source, places.tables(source)
         self._max_pictures, self._max_pixels, self._special = max_pictures, max_pixels, special
-        self._layout = Layout(source)
+        self._layout = RowLayout(source)
         # Questions about the same picture are mostly close together.
-        self._of_file = lru_cache(4096)(lambda path, _: check(Picture(path=path), max_pixels))
+        self._of_file = lru_cache(1024)(lambda path, _: check(Picture(path=path), max_pixels))
 
     @property
     def name(self) -> str:
@@ -98,6 +98,10 @@ class SourceReader:
                     if ends is None or own[np.searchsorted(own, before + turn) % len(own)] == before + turn:
                         yield replace(one, number=first + before + turn)
             first += self._sizes[place]
+
+    def forget(self) -> None:
+        """Frees what is remembered of pictures."""
+        self._of_file.cache_clear()
 
     def _mapped(self, table: Table, rows: np.ndarray | None) -> Iterator[tuple[int, list[MappedRow]]]:
         """Yields (index, questions) of a table's rows in their order; several threads map few rows at a time."""
@@ -213,7 +217,7 @@ def load(
     special: a regular expression; questions with a match in a text are set aside. first: only look at so many questions
     of each source. Raises DataError when a source or the spool cannot be opened, or ``refuse_too_many`` does."""
     readers = [SourceReader(one, max_pictures, max_pixels, special) for one in sources]
-    made_by = [[asdict(one.source), places.stamps(one.tables)] for one in readers]
+    made_by = [[asdict(one.source), [table.stamp() for table in one.tables]] for one in readers]
     key = json.dumps([FORMAT, PIL.__version__, made_by, seed, most, max_pictures, max_pixels, special, first])
     if (problems := _kept(spool, key)) is None:
         with new_file(spool, DataError) as content, SpoolWriter(content) as writer:
@@ -250,7 +254,7 @@ def _write(
     sizes = [one.size for one in readers] if limited else []
     shares = mixture.quotas(sources, sizes, most) if limited else []
     order = mixture.seeded(sum(sizes), seed)
-    numbers, counts, remarks, begin = array("Q"), [], [], 0
+    numbers, counts, remarks, begin = array("I"), [], [], 0
     for place, reader in enumerate(readers):
         copy = _Copy(reader, writer, first)
         if limited:
@@ -258,6 +262,7 @@ def _write(
             copy.draw(own, shares[place])
         else:
             copy.add(None)
+        reader.forget()
         numbers.extend(begin + number for number in copy.taken)
         begin += sizes[place] if limited else copy.read
         size = sizes[place] if limited else None
@@ -269,9 +274,10 @@ def _write(
     if not limited:
         # Unusable rows take part, so that mending one does not change the order of the others.
         order = mixture.seeded(begin, seed)
-    ranks = np.empty(begin, np.uint32)
-    ranks[order] = np.arange(begin, dtype=np.uint32)
-    writer.finish(np.argsort(ranks[np.frombuffer(numbers, np.uint64)]), key, counts, remarks)
+    places = np.full(begin, begin, np.uint32)
+    places[np.frombuffer(numbers, np.uint32)] = np.arange(len(numbers), dtype=np.uint32)
+    found = places[order]
+    writer.finish(found[found < begin], key, counts, remarks)
 
 
 class _Copy:
@@ -279,7 +285,7 @@ class _Copy:
 
     def __init__(self, reader: SourceReader, writer: SpoolWriter, first: int | None) -> None:
         self._reader, self._writer, self._first = reader, writer, first
-        self.taken = array("Q")
+        self.taken = array("I")
         """Numbers of the usable questions, as they were added."""
         self.read = 0
         self.more = False
@@ -327,7 +333,7 @@ def refuse_too_many(loaded: Problems, allowed: float) -> None:
     """Raises DataError when of a source more than the fraction ``allowed`` was set aside, or all, or it has no row."""
     for source in loaded.sources:
         aside, total = source.set_aside, source.taken + source.set_aside
-        if source.taken and aside / total <= allowed:
+        if (source.taken and aside / total <= allowed) or (source.size and not total):
             continue
         if not total:
             raise DataError(f"{source.path}: expected rows, found none.")

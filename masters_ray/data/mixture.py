@@ -10,10 +10,10 @@ from masters_ray.config import DataSource
 
 
 def seeded(count: int, seed: int) -> np.ndarray:
-    """Returns the numbers below ``count`` shuffled by ``seed``, uint32 or uint64 [count]."""
-    numbers = array("I" if count < 1 << 32 else "Q", range(count))
+    """Returns the numbers below ``count``, at most 2^32, shuffled by ``seed``; uint32 [count]."""
+    numbers = array("I", range(count))
     random.Random(seed).shuffle(numbers)
-    return np.frombuffer(numbers, np.dtype(numbers.typecode))
+    return np.frombuffer(numbers, np.uint32)
 
 
 def balanced(order: np.ndarray, kinds: np.ndarray | None) -> np.ndarray:

@@ -13,7 +13,6 @@ from typing import Any
 from pyarrow import fs
 
 from masters_ray.config import DataSource
-from masters_ray.data.pictures import stamp
 from masters_ray.data.tables import HubTable, JsonLines, JsonValues, Parquet, Separated, Table, reading
 from masters_ray.data.texts import bare, shown
 from masters_ray.errors import DataError
@@ -47,11 +46,6 @@ def tables(source: DataSource) -> list[Table]:
         return _remote(source) if "://" in source.path else _local(source)
 
 
-def stamps(found: list[Table]) -> list[Any]:
-    """Returns what tells whether a source's tables have changed: sizes and times of files on disks."""
-    return [[one.name, *stamp(one.name)] for one in found]
-
-
 def _local(source: DataSource) -> list[Table]:
     path, place = source.path, Path(source.path)
     if place.is_dir() and (place / "state.json").exists():
@@ -78,7 +72,8 @@ def _files(place: Path) -> list[Path]:
     if os.path.lexists(place) and not place.is_dir():
         return [place]
     if not place.is_dir():
-        files = sorted(map(Path, glob.glob(path, recursive=True))) if glob.has_magic(path) else []
+        names = glob.glob(path, recursive=True) if glob.has_magic(path) else []  # noqa: PTH207 - also absolute ones
+        files = sorted(map(Path, names))
         if not files:
             found = "no file has such a name" if glob.has_magic(path) else "does not exist"
             raise DataError(
@@ -107,7 +102,7 @@ def _split_of(file: Path) -> str:
 def _suffix(name: str) -> str:
     for packed in _PACKED:
         name = name.removesuffix(packed)
-    return os.path.splitext(name)[1].lower()
+    return Path(name).suffix.lower()
 
 
 def _of_library(source: DataSource, place: Path) -> Table:

@@ -1,6 +1,7 @@
 """The spool of a mixture: a file with its problems, each read when it is asked for. The usable questions stand there as
-msgpack in the order in which they were read; behind them an entry for each, their seeded order, rejected rows and notes
-of picture files; last an index and, in 20 digits, its place. Only a few questions are in memory at a time."""
+msgpack in the order in which they were read, between them blocks of rejected rows and of notes of picture files; then
+columns with their places and digests, and their seeded order; last an index and, in 20 digits, its place. Only few
+questions are in memory at a time."""
 
 import hashlib
 import json
@@ -31,8 +32,11 @@ from masters_ray.records import Picture, Problem, Rejected
 FORMAT = 7
 THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
 """Threads that read files: more than CPUs, for network disks serve many reads."""
-_ENTRY = np.dtype([(name, "<u8") for name in ("start", "digest", "asked", "shown", "id", "number")] + [("size", "<u4")])
+_FIELDS = {**dict.fromkeys(("start", "digest", "asked", "shown", "id", "number"), "<u8"), "size": "<u4"}
+_ENTRY = np.dtype(list(_FIELDS.items()))
 _PLACE = 20
+_AT_A_TIME = 1 << 14
+"""Entries that are read at a time."""
 _NOTES = 2048
 """Rejected rows, and notes of picture files, in a block; pictures whose repeated notes are left out."""
 
@@ -72,8 +76,8 @@ class Problems(Sequence[Problem]):
             """Sentences about the sources, such as columns that are not read."""
             self.sources = [SourceCounts(**one) for one in index["sources"]]
             self._blocks: dict[str, list[tuple[int, int]]] = index["blocks"]
-            self._entries = self._mapped(index["entries"], _ENTRY)
-            self._order = self._mapped(index["order"], np.dtype("<u4"))
+            self._columns = {name: self._mapped(*place) for name, place in index["columns"].items()}
+            self._order = self._columns.pop("order")
 
     def __len__(self) -> int:
         return len(self._order)
@@ -88,12 +92,12 @@ class Problems(Sequence[Problem]):
         """Raises IndexError beyond the end, DataError when the file is damaged."""
         if isinstance(where, slice):
             return [self[position] for position in range(len(self))[where]]
-        return self._problem(self._entries[self._order[where]])
+        return self._problem(int(self._order[where]))
 
     @property
     def accepted(self) -> int:
         """Usable questions that were read."""
-        return len(self._entries)
+        return len(self._columns["start"])
 
     @property
     def set_aside(self) -> int:
@@ -107,7 +111,7 @@ class Problems(Sequence[Problem]):
     def column(self, name: str) -> np.ndarray:
         """Returns uint64 [problems] in their order: "digest" of the whole problem; "shown": of its pictures' contents;
         "asked": of its pictures and the question's words."""
-        return self._entries[name][self._order]
+        return self._columns[name][self._order]
 
     @cached_property
     def digests(self) -> np.ndarray:
@@ -125,14 +129,15 @@ class Problems(Sequence[Problem]):
     def _as_noted(self, block: tuple[int, int]) -> bool:
         return all(stamp(path) == (size, when) for path, size, when in self._read(*block))
 
-    def _problem(self, entry: Any) -> Problem:
+    def _problem(self, place: int) -> Problem:
+        """Returns the question that was added as number ``place``."""
+        start, size, number = (int(self._columns[name][place]) for name in ("start", "size", "number"))
         with self._whole():
-            fields = self._read(int(entry["start"]), int(entry["size"]))
-            pictures = tuple(Picture(**picture) for picture in fields["pictures"])
-            lists = {name: tuple(fields[name]) for name in ("choices", "references")}
-            number = int(entry["number"])
+            fields = self._read(start, size)
+            fields["pictures"] = tuple(Picture(**picture) for picture in fields["pictures"])
+            fields |= {name: tuple(fields[name]) for name in ("choices", "references")}
             own = f"{fields['id']}#{number}" if number else fields["id"]
-            return Problem(**fields | lists | {"id": own, "pictures": pictures})
+            return Problem(**fields | {"id": own})
 
     def _notes(self, name: str) -> Iterator[Any]:
         for block in self._blocks[name]:
@@ -140,8 +145,7 @@ class Problems(Sequence[Problem]):
                 found = self._read(*block)
             yield from found
 
-    def _mapped(self, place: tuple[int, int], kind: np.dtype) -> np.ndarray:
-        start, count = place
+    def _mapped(self, start: int, count: int, kind: str) -> np.ndarray:
         return np.memmap(self._file, kind, "r", start, (count,)) if count else np.empty(0, kind)
 
     def _read(self, start: int, size: int) -> Any:
@@ -225,22 +229,28 @@ class SpoolWriter:
         that decides the content."""
         for name, waiting in self._waiting.items():
             self._write_block(name, waiting)
-        self._entries.flush()
-        entries = np.memmap(self._entries, _ENTRY, "r+") if self.accepted else np.empty(0, _ENTRY)
-        renamed = self._rename(entries)
-        places = {"entries": (self._content.tell(), len(entries))}
-        for first in range(0, len(entries), 1 << 16):
-            self._content.write(entries[first : first + (1 << 16)].tobytes())
-        places["order"] = (self._content.tell(), len(order))
-        self._content.write(order.astype("<u4").tobytes())
-        index: dict[str, Any] = {
-            "key": key,
-            "changes": dict(self._changes),
-            "remarks": [*remarks, *self._remarks(renamed)],
-        }
-        index |= {"sources": [asdict(one) for one in sources], "blocks": self._blocks, **places}
+        changed, renamed = self._rename()
+        places = {name: self._append(changed.get(name, self._column(name))) for name in _FIELDS}
+        places["order"] = self._append(order.astype("<u4"))
+        index: dict[str, Any] = {"key": key, "changes": dict(self._changes), "columns": places, "blocks": self._blocks}
+        index |= {"remarks": [*remarks, *self._remarks(renamed)], "sources": [asdict(one) for one in sources]}
         place = self._content.tell()
         self._content.write(msgpack.packb(index) + f"{place:0{_PLACE}}".encode())
+
+    def _column(self, name: str) -> np.ndarray:
+        """Returns a column of the entries without having the others in memory."""
+        found = np.empty(self.accepted, _ENTRY[name])
+        self._entries.seek(0)
+        for first in range(0, self.accepted, _AT_A_TIME):
+            part = np.frombuffer(self._entries.read(_AT_A_TIME * _ENTRY.itemsize), _ENTRY)
+            found[first : first + len(part)] = part[name]
+        return found
+
+    def _append(self, column: np.ndarray) -> tuple[int, int, str]:
+        """Writes numbers; returns their place, how many there are, and their type."""
+        start = self._content.tell()
+        self._content.write(column.data)
+        return start, len(column), column.dtype.str
 
     def _note(self, name: str, what: Any) -> None:
         self._waiting[name].append(what)
@@ -254,36 +264,34 @@ class SpoolWriter:
             self._content.write(content)
             waiting.clear()
 
-    def _rename(self, entries: np.ndarray) -> list[str]:
-        """Gives every question whose id an earlier one has an id with its number (``id#17``); clears the others'
-        numbers. Returns the new ids."""
-        # Numbers of questions are unique in a source, whose name begins its ids.
-        _, firsts = np.unique(entries["id"], return_index=True)
-        again = np.ones(len(entries), bool)
-        again[firsts] = False
-        if len(entries):
-            entries["number"][~again] = 0
-        if not again.any():
-            return []
+    def _rename(self) -> tuple[dict[str, np.ndarray], str]:
+        """Finds questions whose id an earlier one has: their ids end with their numbers (``id#17``). Returns the
+        columns that change, and a remark."""
+        ids = self._column("id")
+        ids.sort()
+        if len(twice := ids[1:][ids[1:] == ids[:-1]]) == 0:
+            return {"number": np.zeros(self.accepted, _ENTRY["number"])}, ""
+        taken, ids = set(ids.tolist()), self._column("id")
+        several = np.flatnonzero(np.isin(ids, twice))
+        again = np.delete(several, np.unique(ids[several], return_index=True)[1])
+        columns = {name: self._column(name) for name in ("number", "digest", "start", "size")}
+        numbers = np.zeros_like(columns["number"])
         self._content.flush()
-        renamed: list[str] = []
-        taken = set(entries["id"][firsts].tolist())
         with Path(self._content.name).open("rb") as written:
-            for place in np.flatnonzero(again):
-                start, size = int(entries["start"][place]), int(entries["size"][place])
-                fields = msgpack.unpackb(os.pread(written.fileno(), size, start))
+            for place in again:
+                fields = msgpack.unpackb(os.pread(written.fileno(), columns["size"][place], columns["start"][place]))
+                number = int(columns["number"][place])  # unique in its source, whose name begins the id
+                while (digest := _digest(own := f"{fields['id']}#{number}")) in taken:
+                    number += self.accepted
+                taken.add(digest)
+                numbers[place] = number
                 pictures = tuple(Picture(**one) for one in fields["pictures"])
-                number = int(entries["number"][place])
-                while _digest(f"{fields['id']}#{number}") in taken:
-                    number += len(entries)
-                own = f"{fields['id']}#{number}"
-                taken.add(_digest(own))
-                entries["number"][place] = number
-                entries["digest"][place] = int(Problem(**fields | {"id": own, "pictures": pictures}).digest, 16)
-                renamed += [own] * (len(renamed) < 1)
-        return [*renamed, str(int(again.sum()))]
+                problem = Problem(**fields | {"id": own, "pictures": pictures})
+                columns["digest"][place] = int(problem.digest, 16)
+        told = "questions have the id of an earlier one, which was made unique by their numbers"
+        return {"number": numbers, "digest": columns["digest"]}, f"{len(again)} {told} ({own})"
 
-    def _remarks(self, renamed: Sequence[str]) -> Iterator[str]:
+    def _remarks(self, renamed: str) -> Iterator[str]:
         if self._bare:
             yield f"{self._bare} of {self.accepted} questions have no picture"
         if self._further:
@@ -291,8 +299,7 @@ class SpoolWriter:
         if self._unused:
             yield f"columns that are not used: {cut(', '.join(self._unused), LONGEST)}"
         if renamed:
-            told = "questions have the id of an earlier one, which was made unique by their numbers"
-            yield f"{renamed[1]} {told} ({renamed[0]})"
+            yield renamed
         if (many := len(self._kinds)) > 50:
             told = "kinds of question, too many to compare one by one (accuracy is the mean over them)"
             yield f"{many} {told}: group them in the column kind, or leave it out"

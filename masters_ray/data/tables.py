@@ -45,6 +45,10 @@ class Table(ABC):
         self.name, self.folder = name, folder
 
     @abstractmethod
+    def stamp(self) -> list[Any]:
+        """Returns what tells whether the table has changed."""
+
+    @abstractmethod
     def units(self) -> Iterator[tuple[int, Any]]:
         """Yields (number as a person counts, what ``row`` makes the row of) of every row."""
 
@@ -66,12 +70,20 @@ class Table(ABC):
         return (row for _, row in self.rows())
 
 
-class TextTable(Table):
-    """A text file, perhaps compressed, on a disk or in an object store."""
+class FileTable(Table):
+    """A file on a disk or in an object store."""
 
     def __init__(self, name: str, folder: Path | None, filesystem: Any, path: str) -> None:
         super().__init__(name, folder)
         self._filesystem, self._path = filesystem, path
+
+    def stamp(self) -> list[Any]:
+        found = self._filesystem.get_file_info(self._path)
+        return [self.name, found.size, found.mtime_ns]
+
+
+class TextTable(FileTable):
+    """A text file, perhaps compressed."""
 
     def _open(self) -> Any:
         """Opens the file's decompressed bytes."""
@@ -150,12 +162,8 @@ class Separated(TextTable):
                 yield number, BadRowError("more values than the header has columns") if None in row else found
 
 
-class Parquet(Table):
+class Parquet(FileTable):
     """A parquet file; row groups without chosen rows are not read."""
-
-    def __init__(self, name: str, folder: Path | None, filesystem: Any, path: str) -> None:
-        super().__init__(name, folder)
-        self._filesystem, self._path = filesystem, path
 
     def units(self) -> Iterator[tuple[int, Row]]:
         raise NotImplementedError("rows are read by row group")
@@ -211,6 +219,11 @@ class HubTable(Table):
         self._call, self._arguments, self._options, self._arrow = call, arguments, options, arrow
         self._opened: Any = None
 
+    def stamp(self) -> list[Any]:
+        """Sizes and times of files on this disk; of a data set on the Hub only its name."""
+        files = sorted(one for place in self._arguments if place for one in Path(place).rglob("*.a*"))
+        return [self.name, [[str(one), one.stat().st_size, one.stat().st_mtime_ns] for one in files]]
+
     def units(self) -> Iterator[tuple[int, Row]]:
         if not self._arrow:
             yield from enumerate(self._data().decode(False), 1)
@@ -253,21 +266,25 @@ class HubTable(Table):
             import datasets
 
             datasets.disable_progress_bars()
-            with reading(self.name, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError):
+            others = (ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError)
+            with reading(self.name, *others, remedy=_DAMAGED if Path(self._arguments[0]).exists() else _UNREACHED):
                 self._opened = getattr(datasets, self._call)(*self._arguments, **self._options)
             if isinstance(self._opened, dict):
                 raise DataError(f"{self.name}: expected a split: set split to one of {', '.join(self._opened)}")
         return self._opened
 
 
+_UNREACHED = "Are id, subset and split right, the Hub in reach, and hf auth login done if the data set is gated?"
+_DAMAGED = "Is it damaged, or cut short? Copy or write it again."
+
+
 @contextmanager
-def reading(name: str, *others: type[Exception]) -> Iterator[None]:
+def reading(name: str, *others: type[Exception], remedy: str = _DAMAGED) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError, *others) as error:
         reason = cut(" ".join(str(error).split()), 300)
-        told = f"cannot be read: is it damaged, or cut short? ({reason}). Copy or write it again."
-        raise DataError(f"{name}: {told}") from error
+        raise DataError(f"{name}: cannot be read ({reason}). {remedy}") from error
 
 
 def _picked(units: Iterable[T], chosen: Chosen) -> Iterator[T]:

@@ -129,11 +129,11 @@ def vqa(answer: str, problem: Problem) -> bool:
 
 
 def anls(answer: str, problem: Problem) -> bool:
-    """DocVQA's rule: the normalised Levenshtein similarity to the nearest reference is at least a half (ANLS's
-    threshold), in lower case with single blanks."""
+    """DocVQA's rule: ANLS is above 0, so the normalised Levenshtein distance to a reference is below a half, in lower
+    case with single blanks."""
     said = " ".join(plain(answer).casefold().split())
     return any(
-        Levenshtein.normalized_similarity(said, " ".join(plain(one).casefold().split())) >= 0.5
+        Levenshtein.normalized_distance(said, " ".join(plain(one).casefold().split())) < 0.5
         for one in (_right(problem) if said else ())
     )
 

@@ -155,7 +155,7 @@ def test_a_row_whose_text_holds_a_special_token_is_dropped_with_its_name(tmp_pat
 def test_rows_with_the_id_of_an_earlier_one_are_kept_under_their_row_number_and_told(tmp_path: Path) -> None:
     loaded = load(jsonl(tmp_path, [good(1, id=one) for one in (7, "7", 7.0, "", True, "7#2")]))
     assert ids(loaded) == sorted(["7", "7#2", "7#3", f"{tmp_path}/rows.jsonl:4", "True", "7#8"])
-    told = "2 questions have the id of an earlier one, which was made unique by their numbers (7#8)"
+    told = "2 questions have the id of an earlier one, which was made unique by their numbers (7#3)"
     assert loaded.remarks == [told]
 
 

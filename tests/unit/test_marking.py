@@ -42,6 +42,8 @@ MARKED: list[tuple[Rule, str, tuple[str, ...], list[str], list[str]]] = [
     ("choice", "B", COLOURS, ["Blue"], []),
     ("choice", "Red", (), ["red"], ["A"]),
     ("choice", "D. blue", OWN, ["D", "blue", "D. blue", "The answer is (D)."], ["B", "A", "D. red", "red"]),
+    ("anls", "1/8/93", (), ["1/8/93", " 1 / 8/93", "1/8/94"], ["2/9/94 or so", "", "93"]),
+    ("anls", "abcd", (), ["abc", "ABCD"], ["ab", "abxy"]),
     *((rule, sign, (), [f" {sign}\n"], ["red", ""]) for sign in "*!?(." for rule in marking.RULES),
 ]
 
@@ -54,6 +56,23 @@ def test_an_answer_is_right_in_the_forms_that_people_write(
     assert [answer for answer in right + wrong if marking.RULES[rule](answer, asked)] == right
     if rule == "exact":
         assert [answer for answer in right + wrong if marking.matches(answer, label)] == right
+
+
+def test_of_several_references_the_best_counts_and_vqa_wants_two() -> None:
+    people = Problem(id="p", question="which?", label="net", pictures=(), references=("net", "net", "a fence", "nets"))
+    right = {
+        rule: [said for said in ("Net", "fence", "nets", "dog") if marking.right(said, people, rule)]
+        for rule in marking.RULES
+    }
+    assert right == {
+        "exact": ["Net", "fence", "nets"],
+        "relaxed": ["Net", "fence", "nets"],
+        "choice": ["Net", "fence", "nets"],
+        "vqa": ["Net"],
+        "anls": ["Net", "fence", "nets"],
+    }
+    numbers = Problem(id="p", question="which?", label="10", pictures=(), references=("10", "20"), rule="relaxed")
+    assert [marking.right(said, numbers, "exact") for said in ("20.5", "15")] == [True, False], "its own rule"
 
 
 @pytest.mark.parametrize("choices", ["Ff|ff|FF", "a dog|dog", "(1, 2)|1, 2", "O|o", "?|!", "$x$|x"])

@@ -130,3 +130,21 @@ def test_no_inserted_text_brings_a_tag_into_a_prompt(attack: str) -> None:
         assert tags(prompt.messages(f"It says: {attack}"), around) == tags(prompt.messages("right"), around)
     rated = Problem(id="1", question=attack, label=attack, pictures=(), choices=("red", attack))
     assert tags(prompts.difficulty_messages(rated), every) == ["<difficulty>", "</difficulty>"]
+
+
+def test_pictures_are_shown_where_the_texts_have_their_places_and_the_suffix_ends_the_question() -> None:
+    shown = Problem(
+        id="p",
+        question="Is <image 1> like",
+        label="<image 2>",
+        pictures=(Picture(path="a"), Picture(path="b")),
+        choices=("<image 2>", "none"),
+        suffix="Answer.",
+    )
+    [turn] = prompts.question_messages(shown)
+    pictures, texts = {"type": "image"}, [" like\nA. ", "\nB. none\nAnswer."]
+    expected = [{"type": "text", "text": "Is "}, pictures]
+    expected += [{"type": "text", "text": texts[0]}, pictures, {"type": "text", "text": texts[1]}]
+    assert turn == {"role": "user", "content": expected}
+    assert prompts.with_choices(shown) == "Is <image 1> like\nA. <image 2>\nB. none"
+    assert prompts.ground_truth(shown) == "A. <image 2>"

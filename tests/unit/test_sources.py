@@ -14,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from masters_ray.config import DataSource, RowFields
 from masters_ray.data import count
 from masters_ray.data.mixture import balanced, quotas, seeded
+from masters_ray.data.places import tables
 from masters_ray.errors import DataError
 from masters_ray.records import Problem
 from tests.builders import png
@@ -239,6 +241,24 @@ def test_rows_are_read_from_files_folders_and_archives_all_or_few(
     assert {one.label for one in every} == {"007"}
     source.rows = 4
     assert [one.id for one in load(source, 0.0)] == [one.id for one in every][:4], "the same order"
+
+
+def test_rows_in_an_object_store_are_read_anew_when_they_change(tmp_path: Path, bucket: str) -> None:
+    as_jsonl(written(tmp_path).with_name("rows.jsonl.gz"), [flat(number) for number in range(5)])
+    as_shards(tmp_path / "shards", [flat(number) for number in range(3)])
+    store, _ = fs.FileSystem.from_uri(bucket)
+    fs.copy_files(str(tmp_path), "bucket/data", destination_filesystem=store)
+    lines = DataSource(path=f"{bucket}/data/rows.jsonl.gz", images=str(tmp_path))
+    assert len(load(lines, 0.0)) == 5
+    with pytest.raises(DataError, match=r"'a.png' is relative, and the rows lie in no folder: set images"):
+        load(DataSource(path=lines.path))
+    assert len(load(DataSource(path=f"{bucket}/data/shards/*.parquet"), 0.0)) == 3
+    with pytest.raises(DataError, match="s3://bucket/none/\\*.parquet: nothing is there"):
+        load(DataSource(path=f"{bucket}/none/*.parquet"))
+    before = [table.stamp() for table in tables(lines)]
+    as_jsonl(tmp_path / "rows.jsonl.gz", [flat(9)])
+    fs.copy_files(str(tmp_path / "rows.jsonl.gz"), "bucket/data/rows.jsonl.gz", destination_filesystem=store)
+    assert before != [table.stamp() for table in tables(lines)]
 
 
 def test_a_folder_of_two_splits_or_kinds_is_refused(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import shutil
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from ray.exceptions import RayTaskError
 
 from masters_ray import store
@@ -263,20 +261,6 @@ def test_an_address_and_a_path_name_the_same_place_whatever_signs_are_in_it(tmp_
         by_path.read("y")
     with pytest.raises(StoreError, match="ftp2://x: expected a path, or an address such as s3://bucket/folder"):
         Folder("ftp2://x")
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of an object store on this machine that speaks S3's protocol."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "name", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
-    for name, value in settings.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"))
-    yield "s3://bucket"
-    server.stop()
 
 
 def test_a_store_at_an_s3_address_is_gone_on_with_looked_at_and_taken_from(bucket: str) -> None:
