@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online bench-plan real-weights format lock clean
+.PHONY: setup demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online bench-plan bench-data real-weights format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -61,7 +61,7 @@ test-unit: setup
 	$(BIN)/python -m pytest $(LANED) tests/unit
 
 # All benchmarks, for a machine with nothing else to do.
-bench: bench-learner bench-store bench-pregen bench-semi-online bench-plan
+bench: bench-learner bench-store bench-pregen bench-semi-online bench-plan bench-data
 
 # The learner against TRL and against itself; docs/BENCHMARKS.md says what is measured.
 bench-learner: setup
@@ -75,6 +75,10 @@ bench-store: .venv/.done-bench
 bench-pregen: setup
 	$(BIN)/python -m examples.easy_vqa
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.pregen
+
+# What reading data costs.
+bench-data: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.data
 
 # How far plans are from real runs.
 bench-plan: .venv/.done-bench

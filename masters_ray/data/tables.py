@@ -221,7 +221,8 @@ class HubTable(Table):
 
     def stamp(self) -> list[Any]:
         """Sizes and times of files on this disk; of a data set on the Hub only its name."""
-        files = sorted(one for place in self._arguments if place for one in Path(place).rglob("*.a*"))
+        place = Path(self._options.get("data_files", self._arguments[0]))
+        files = sorted(one for one in [place, *place.rglob("*")] if one.is_file())
         return [self.name, [[str(one), one.stat().st_size, one.stat().st_mtime_ns] for one in files]]
 
     def units(self) -> Iterator[tuple[int, Row]]:
@@ -302,9 +303,11 @@ def _picked(units: Iterable[T], chosen: Chosen) -> Iterator[T]:
 
 
 def _rows_of(batches: Iterable[pa.RecordBatch], chosen: Chosen) -> Iterator[tuple[int, Row]]:
-    """Yields (index, row) of the chosen rows of consecutive batches."""
+    """Yields (index, row) of the chosen rows of consecutive batches; reads none after the last of them."""
     first = 0
     for batch in batches:
+        if chosen is not None and first > chosen[-1]:
+            return
         own = np.arange(len(batch))
         if chosen is not None:
             own = chosen[(chosen >= first) & (chosen < first + len(batch))] - first

@@ -123,6 +123,8 @@ def _sources(run: RunContext, marks: Mapping[str, Sequence[Marked]]) -> Iterator
     names = list(dict.fromkeys([*train, *held_out]))
     if len(names) == 1:
         return
+    sources = [*run.config.data.train, *run.config.data.held_out]
+    rules = {one.name or "": one.rule or "" for one in reversed(sources)}
     folders = [place(stage.index) for stage in run.stages for place in (run.directory.stage, run.directory.online)]
     counts: Counter[tuple[str, Source, int]] = sum((store.right_by_dataset(one) for one in folders), Counter())
     accounts = [account for folder in folders for account in store.read_accounts(folder).values()]
@@ -132,6 +134,7 @@ def _sources(run: RunContext, marks: Mapping[str, Sequence[Marked]]) -> Iterator
         own = {model: [one.correct for one in rows if one.dataset == name] for model, rows in marks.items()}
         yield facts.SourceFacts(
             name=name,
+            rule=rules[name],
             questions=train[name].taken if name in train else 0,
             set_aside=sum(of[name].set_aside for of in (train, held_out) if name in of),
             dropped=sum(row.startswith(f"{name}/") for row in dropped) if name else 0,

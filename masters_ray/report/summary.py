@@ -91,6 +91,8 @@ class SourceFacts:
     """A data source: its part of the training questions, and the accuracy on its held-out questions."""
 
     name: str
+    rule: str
+    """Marks the answers; "": as the configuration says, "judge": a judge does."""
     questions: int
     """Training questions, 0 for a source of held-out questions alone."""
     set_aside: int

@@ -18,6 +18,7 @@ FIGURES = {
     "pregen": 8,
     "semi_online": 3,
     "plan": 2,
+    "data": 4,
 }
 LONG = ("semi_online", "plan")
 """These are runs of the demo, as other tests have them."""

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -239,8 +240,12 @@ def test_rows_are_read_from_files_folders_and_archives_all_or_few(
     every = load(source, 0.0)
     assert sorted(one.id for one in every) == [f"q{number}" for number in range(9)]
     assert {one.label for one in every} == {"007"}
+    before = [table.stamp() for table in tables(source)]
     source.rows = 4
     assert [one.id for one in load(source, 0.0)] == [one.id for one in every][:4], "the same order"
+    for file in filter(Path.is_file, tmp_path.rglob("*")):
+        os.utime(file, ns=(0, 0))
+    assert before != [table.stamp() for table in tables(source)], "it would be read anew"
 
 
 def test_rows_in_an_object_store_are_read_anew_when_they_change(tmp_path: Path, bucket: str) -> None:
