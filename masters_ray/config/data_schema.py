@@ -16,7 +16,8 @@ Difficulty = Literal["rating", "likelihood"]
 @dataclass
 class RowFields(ConfigSection):
     """Where a row holds what: a key, a dotted path (``json.question``; through a list it gives all elements' values),
-    or a list of these. A key other than its default must be in every row, though its value may be null."""
+    or a list of these. A key other than its default must be in every row, unless it ends with a question mark; its
+    value may be null."""
 
     question: FieldKeys = field(default_factory=lambda: ["question"])
     """Several: paragraphs of the question."""

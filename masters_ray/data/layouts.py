@@ -61,7 +61,8 @@ class RowLayout:
     def __init__(self, source: DataSource) -> None:
         self._fields = source.fields
         names = [key for name in vars(_DEFAULTS) if name != "turns" for key in getattr(self._fields, name)]
-        self.keys = {part for key in (*names, self._fields.turns or "") for part in (key, key.partition(".")[0])}
+        names = [key.removesuffix("?") for key in (*names, self._fields.turns or "")]
+        self.keys = {part for key in names for part in (key, key.partition(".")[0])}
         """Columns that are read."""
 
     def drafts(self, row: Mapping[str, Any]) -> list[Draft]:
@@ -104,23 +105,30 @@ class RowLayout:
         found = self._value(row, "image")
         if found is _MISSING:
             return found
-        return [one for one in (found if isinstance(found, list | tuple) else [found]) if one not in (None, "")]
+        several = found if isinstance(found, list | tuple) else [found]
+        return [one for one in several if one is not None and not _is_empty(one)]
 
     def _value(self, row: Mapping[str, Any], name: str) -> Any:
         """Returns a field's value, ``_MISSING`` where its default key is not in the row. Raises BadRowError when a key
         that the source names is not."""
         keys = getattr(self._fields, name)
-        values = {key: lookup(row, key) for key in keys}
+        values = {key: lookup(row, key.removesuffix("?")) for key in keys}
         if keys == getattr(_DEFAULTS, name):
             return values[name]
         for key, value in values.items():
-            if value is _MISSING:
+            if key.endswith("?"):
+                values[key] = _or_none(value)
+            elif value is _MISSING:
                 raise BadRowError(f"no {key} (fields.{name}); the row has {_given(row)}")
         if len(keys) == 1:
             return values[keys[0]]
         there = {key.rpartition(".")[2]: value for key, value in values.items() if value not in (None, "")}
         lettered = name == "choices" and all(len(key) == 1 for key in there)
         return there if lettered else list(there.values())
+
+
+def _is_empty(image: Any) -> bool:
+    return (image.get("bytes") if isinstance(image, dict) else image) in ("", b"")
 
 
 def _or_none(value: Any) -> Any:
@@ -273,7 +281,9 @@ def _nearest(row: Mapping[str, Any], missing: Sequence[str]) -> str:
         near = [key for key in (*row, *inner) if key.rpartition(".")[2] in keys and {**row, **inner}[key] is not None]
         if near:
             several = [key for key in row if re.fullmatch(r"image_\d+", key)] if near[0] == "image_1" else near[:1]
+            if isinstance(entries := row.get(near[0]), list) and isinstance(next(iter(entries), None), dict):
+                several = [f"{near[0]}.{name}"]
             named.append(f"fields.{name}={_list(several)}")
         elif name == "image":
-            named.append("fields.image=[] if no row has pictures")
+            named.append("fields.image=[] if no row has pictures, image? if some have none")
     return f"{told}: set {', '.join(named)}" if named else f"{told}: name the keys in fields (docs/DATA.md)"

@@ -133,6 +133,8 @@ def _table(name: str, folder: Path | None, filesystem: Any, path: str) -> Table:
     """Returns the table in a file. Raises DataError when its content contradicts its name."""
     suffix = _suffix(path)
     if suffix in _OF_DATASETS and isinstance(filesystem, fs.LocalFileSystem):
+        if suffix == ".tar" and _end(path).strip(b"\0"):
+            raise DataError(f"{name}: expected an archive that ends with zeros: was it cut short? Write it again.")
         options = {"data_files": path, "split": "train", "streaming": True}
         return HubTable(name, folder, "load_dataset", _OF_DATASETS[suffix], arrow=suffix == ".arrow", **options)
     if suffix not in _KINDS:
@@ -153,6 +155,12 @@ def _table(name: str, folder: Path | None, filesystem: Any, path: str) -> Table:
                 first_line = shown(start.splitlines()[0])
                 raise DataError(f"{name}: expected JSON, found lines such as {first_line}. Convert it.")
     return kind(name, folder, filesystem, path)
+
+
+def _end(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))
+        return file.read()
 
 
 def _head(name: str, filesystem: Any, path: str) -> bytes:

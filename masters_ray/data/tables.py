@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 import sys
+import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,9 @@ csv.field_size_limit(sys.maxsize)  # for base64 pictures
 class Table(ABC):
     """Every method raises DataError, with the name, when the table cannot be read."""
 
+    errors: ClassVar[tuple[type[Exception], ...]] = ()
+    """What reading may raise beside the errors of files, text and Arrow."""
+
     def __init__(self, name: str, folder: Path | None) -> None:
         """folder: of relative picture paths; None: they have none."""
         self.name, self.folder = name, folder
@@ -56,12 +60,12 @@ class Table(ABC):
         return unit
 
     def count(self) -> int:
-        with reading(self.name):
+        with reading(self.name, *self.errors):
             return sum(1 for _ in self.units())
 
     def rows(self, chosen: Chosen = None) -> Iterator[tuple[str, Row]]:
         """Yields ("name:number", row)."""
-        with reading(self.name):
+        with reading(self.name, *self.errors):
             for number, unit in _picked(self.units(), chosen):
                 yield f"{self.name}:{number}", self.row(unit)
 
@@ -210,6 +214,8 @@ class HubTable(Table):
     """What the library ``datasets`` reads: a data set on the Hub, one that it saved, Arrow files, tar archives in
     webdataset's layout. Streamed where it is not on this disk as Arrow; pictures stay encoded."""
 
+    errors = (ValueError, KeyError, TypeError, tarfile.TarError)
+
     def __init__(
         self, name: str, folder: Path | None, call: str, *arguments: Any, arrow: bool = True, **options: Any
     ) -> None:
@@ -267,7 +273,7 @@ class HubTable(Table):
             import datasets
 
             datasets.disable_progress_bars()
-            others = (ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError)
+            others = (*self.errors, datasets.exceptions.DatasetsError)
             with reading(self.name, *others, remedy=_DAMAGED if Path(self._arguments[0]).exists() else _UNREACHED):
                 self._opened = getattr(datasets, self._call)(*self._arguments, **self._options)
             if isinstance(self._opened, dict):

@@ -289,6 +289,33 @@ def test_a_broken_row_of_an_array_costs_itself(tmp_path: Path) -> None:
     assert "stands there twice" in reasons[0] and reasons[1] == "expected an object, found int"
 
 
+def test_rows_with_and_without_pictures_are_read_side_by_side(tmp_path: Path) -> None:
+    rows = [flat(1), {key: value for key, value in flat(2).items() if key != "image"}, flat(3) | {"image": None}]
+    as_jsonl(written(tmp_path).with_name("rows.jsonl"), rows)
+    assert {one.id: len(one.pictures) for one in load(described(tmp_path / "rows.jsonl", image="image?"))} == {
+        "q1": 1,
+        "q2": 0,
+        "q3": 0,
+    }
+    [without] = load(described(tmp_path / "rows.jsonl")).rejected
+    assert "set fields.image=[] if no row has pictures, image? if some have none" in without.reason
+
+
+def test_a_damaged_archive_is_refused_and_an_empty_picture_is_none(tmp_path: Path) -> None:
+    as_tar(tmp_path / "rows.tar", [flat(number) for number in range(9)])
+    whole = (tmp_path / "rows.tar").read_bytes()
+    for name, content in {
+        "cut": whole[: 512 * 9],
+        "torn": whole[:5000],
+        "json": whole.replace(b'{"id"', b'{"id'),
+    }.items():
+        (tmp_path / f"{name}.tar").write_bytes(content)
+        with pytest.raises(DataError, match=f"{name}.tar: "):
+            load(described(tmp_path / f"{name}.tar", **OF_JSON))
+    row = {"question": "q?", "answer": "a", "image": {"bytes": b"", "path": "7.jpg"}}
+    assert only(described(written(tmp_path, row))).pictures == ()
+
+
 def test_pictures_of_rows_lie_in_the_folder_that_images_names(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(png())
