@@ -81,7 +81,7 @@ def right_by_dataset(folder: Where) -> Counter[tuple[str, Source, int]]:
     for name in opened.names(SHARD):
         with undamaged(opened / name):
             columns = ["dataset", *(f"answers.list.element.{one}" for one in ("source", "accuracy"))]
-            table = pq.read_table(opened.open(name), columns=columns)
+            table = pq.ParquetFile(opened.open(name)).read(columns=columns)
         answers = table["answers"].combine_chunks()
         of = table["dataset"].combine_chunks().take(pc.list_parent_indices(answers)).to_pylist()
         said = (answers.flatten().field(one).to_pylist() for one in ("source", "accuracy"))

@@ -121,9 +121,8 @@ def test_shares_drops_and_accuracy_of_every_source_stand_in_the_summary_and_the_
                 if group.problem.dataset == name and answer.judged.answer.source == writer
             ]
             assert one["right"][writer] == sum(own) / len(own)
-        assert re.search(
-            rf"{name}\s+(rule: \w+|as configured)\s+{6 * weight}\s+{weight / 8:.1%}\s+{one['set_aside']}\s+0\s", table
-        ), name
+        row = rf"{name}\s+(rule: \w+|as configured)\s+{6 * weight}\s+{weight / 8:.1%}\s+{one['set_aside']}\s+0\s"
+        assert re.search(row.replace("%", r"\s%"), table), name
     assert found["own"]["set_aside"] <= 2 and found["dialogue"]["set_aside"] == 0
 
 
