@@ -271,13 +271,17 @@ def _write(
         counts.append(SourceCounts(**named, taken=taken, set_aside=copy.read - taken, size=size, more=copy.more))
         if limited and taken < shares[place]:
             remarks.append(f"{reader.name}: {taken} questions instead of {shares[place]}; the others cannot be used")
-    if not limited:
-        # Unusable rows take part, so that mending one does not change the order of the others.
-        order = mixture.seeded(begin, seed)
-    places = np.full(begin, begin, np.uint32)
+    # Unusable rows take part, so that mending one does not change the order of the others.
+    writer.finish(lambda: _places(order if limited else mixture.seeded(begin, seed), numbers), key, counts, remarks)
+
+
+def _places(order: np.ndarray, numbers: "array[int]") -> np.ndarray:
+    """Returns the places of the taken questions in their order, uint32. order: of the numbers of all questions;
+    numbers: those of the taken ones, as they were added."""
+    places = np.full(len(order), len(order), np.uint32)
     places[np.frombuffer(numbers, np.uint32)] = np.arange(len(numbers), dtype=np.uint32)
     found = places[order]
-    writer.finish(found[found < begin], key, counts, remarks)
+    return found if len(numbers) == len(order) else found[found < len(order)]
 
 
 class _Copy:

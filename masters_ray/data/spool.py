@@ -12,7 +12,7 @@ import tempfile
 import unicodedata
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -32,7 +32,7 @@ from masters_ray.records import Picture, Problem, Rejected
 FORMAT = 7
 THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
 """Threads that read files: more than CPUs, for network disks serve many reads."""
-_FIELDS = {**dict.fromkeys(("start", "digest", "asked", "shown", "id", "number"), "<u8"), "size": "<u4"}
+_FIELDS = {**dict.fromkeys(("start", "digest", "asked", "shown", "id"), "<u8"), "number": "<u4", "size": "<u4"}
 _ENTRY = np.dtype(list(_FIELDS.items()))
 _PLACE = 20
 _AT_A_TIME = 1 << 14
@@ -220,18 +220,21 @@ class SpoolWriter:
         content = msgpack.packb(vars(problem) | {"pictures": [vars(picture) for picture in problem.pictures]})
         digests = (int(problem.digest, 16), _digest([words, seen]), _digest(seen), _digest(problem.id))
         entry = (self._content.tell(), *digests, mapped.number + 1, len(content))
-        self._entries.write(struct.pack("<6QI", *entry))
+        self._entries.write(struct.pack("<5Q2I", *entry))
         self._content.write(content)
         self.accepted += 1
 
-    def finish(self, order: np.ndarray, key: str, sources: Sequence[SourceCounts], remarks: Sequence[str] = ()) -> None:
-        """order: places of questions, in the order in which they were added, in their seeded order. key: everything
-        that decides the content."""
+    def finish(
+        self, order: Callable[[], np.ndarray], key: str, sources: Sequence[SourceCounts], remarks: Sequence[str] = ()
+    ) -> None:
+        """order: returns the places of questions, counted as they were added, in their seeded order; called when no
+        column is in memory. key: everything that decides the content."""
         for name, waiting in self._waiting.items():
             self._write_block(name, waiting)
         changed, renamed = self._rename()
-        places = {name: self._append(changed.get(name, self._column(name))) for name in _FIELDS}
-        places["order"] = self._append(order.astype("<u4"))
+        kept = [name for name in _FIELDS if name != "id"]
+        places = {name: self._append(changed.pop(name) if name in changed else self._column(name)) for name in kept}
+        places["order"] = self._append(order())
         index: dict[str, Any] = {"key": key, "changes": dict(self._changes), "columns": places, "blocks": self._blocks}
         index |= {"remarks": [*remarks, *self._remarks(renamed)], "sources": [asdict(one) for one in sources]}
         place = self._content.tell()

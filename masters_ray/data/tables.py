@@ -281,7 +281,7 @@ class HubTable(Table):
         return self._opened
 
 
-_UNREACHED = "Are id, subset and split right, the Hub in reach, and hf auth login done if the data set is gated?"
+_UNREACHED = "Mend id, subset or split, reach the Hub, or call hf auth login if the data set is gated."
 _DAMAGED = "Is it damaged, or cut short? Copy or write it again."
 
 
