@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online bench-plan bench-data real-weights format lock clean
+.PHONY: setup harness demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online bench-plan bench-data real-weights format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -24,6 +24,16 @@ setup: .venv/.done-$(STACK)
 
 .venv/.done-bench: .venv/.done-$(STACK) requirements/bench.txt | $(UV)
 	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --requirement requirements/bench.txt
+	@touch $@
+
+# lmms-eval for masters-ray benchmark: beside the stack, as it holds protobuf and filelock back.
+harness: .harness/.done-$(STACK)
+
+.harness/.done-$(STACK): requirements/$(STACK).txt requirements/harness.txt | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .harness
+	VIRTUAL_ENV=.harness $(UV) pip sync --quiet requirements/$(STACK).txt
+	VIRTUAL_ENV=.harness $(UV) pip install --quiet --no-deps --requirement requirements/harness.txt
+	@rm -f .harness/.done-*
 	@touch $@
 
 $(UV):
@@ -96,8 +106,8 @@ test-faults: setup
 	MASTERS_FAULT_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/faults
 
 # All end-to-end tests, with those that take minutes: replicas that die, damaged weights, a kill between online
-# iterations, turns on one machine, a study, an audit, all that is not the default.
-test-long: setup
+# iterations, turns on one machine, a study, an audit, lmms-eval, all that is not the default.
+test-long: setup harness
 	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e tests/families
 
 format: setup
@@ -110,6 +120,11 @@ lock: | $(UV)
 		--no-header --no-annotate pyproject.toml --output-file requirements/cpu.txt
 	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra gpu --extra dev --override requirements/overrides-gpu.txt \
 		--no-header --no-annotate pyproject.toml --output-file requirements/gpu.txt
+	@# Of the harness what it has beside the stack, or in another version; it is the same for both stacks.
+	sed '/^filelock==/d; /^protobuf==/d' requirements/cpu.txt > .build/stack.txt
+	$(UV) pip compile --quiet --python $(PYTHON) --extra cpu --extra dev --extra harness --no-header --no-annotate \
+		--override requirements/overrides-cpu.txt --constraint .build/stack.txt pyproject.toml \
+		| grep -vxFf requirements/cpu.txt > requirements/harness.txt
 
 clean:
-	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .harness .build .mypy_cache .ruff_cache .pytest_cache .hypothesis

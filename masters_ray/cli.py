@@ -97,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--replicas", action="append", default=[], metavar="teacher=2,student=4", help=pools)
     plan.add_argument("--prompt-tokens", type=float, help="mean of a question; for an estimate without data")
     plan.add_argument("--answer-tokens", type=float, help="mean of an answer, for an estimate")
+    bench = add("benchmark", _benchmark, "measure teacher and student on public benchmarks by lmms-eval", configured)
+    bench.add_argument("--tasks", default="", metavar="ai2d,chartqa", help="lmms-eval's ids; default: the file's")
+    told = "tasks with metrics, judges, the paper's figures; default: %(default)s"
+    bench.add_argument("--benchmarks", default="conf/benchmarks/masters.yaml", metavar="FILE", help=told)
+    bench.add_argument("--judge-url", default="", metavar="URL", help="a judge, such as http://127.0.0.1:8000/v1")
+    bench.add_argument("--judge-model", default="", metavar="NAME", help="default: the first that is served there")
+    bench.add_argument("--include-path", type=Path, metavar="FOLDER", help="tasks of your own, as lmms-eval has them")
+    told = "of lmms-eval's environment (make harness); default: %(default)s"
+    bench.add_argument("--harness", type=Path, default=Path(".harness/bin/python"), metavar="PYTHON", help=told)
     study = add("study", _study, "run the variants of a configuration with several seeds, compare them")
     study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
     return parser
@@ -240,6 +249,16 @@ def _plan(arguments: argparse.Namespace) -> None:
     made = plan.make(arguments.config, arguments.overrides, asked)
     plan.tell(made)
     say(f"page {Path(made.config.run.dir) / 'plan' / 'plan.html'}")
+
+
+def _benchmark(arguments: argparse.Namespace) -> None:
+    from masters_ray import benchmark
+    from masters_ray.benchmark.harness import Harness
+
+    harness = Harness(arguments.harness, arguments.include_path, arguments.judge_url.rstrip("/"), arguments.judge_model)
+    tasks = list(filter(None, arguments.tasks.split(",")))
+    made = benchmark.measure(arguments.config, arguments.overrides, arguments.benchmarks, tasks, harness)
+    say(f"written {made}")
 
 
 def _study(arguments: argparse.Namespace) -> None:

@@ -104,6 +104,10 @@ class ClusterError(MastersError):
     """Ray cannot be started on this machine."""
 
 
+class HarnessError(MastersError):
+    """lmms-eval, or its judge, cannot be called, or did not measure what was asked for."""
+
+
 @contextmanager
 def writing(
     what: object, kind: type[MastersError] = StoreError, *others: type[Exception], done: str = "written"

@@ -72,7 +72,7 @@ def answered_by_all(marks: Mapping[str, Sequence[Marked]]) -> dict[str, list[Mar
     return {name: [one for one in marked if one.id not in aside] for name, marked in marks.items()}
 
 
-def wilson(correct: int, n: int) -> Interval:
+def wilson(correct: float, n: int) -> Interval:
     """Returns correct / n with Wilson's 95 % interval; n is at least 1. Example: 8 of 10 gives 0.8, 0.490 … 0.943."""
     value = correct / n
     spread = 1 + _Z**2 / n
@@ -81,6 +81,11 @@ def wilson(correct: int, n: int) -> Interval:
     low = centre - half if correct else 0.0  # rounding could put the bound on the wrong side of the value
     high = centre + half if correct < n else 1.0
     return Interval(value=value, low=low, high=high, n=n)
+
+
+def normal(value: float, error: float, n: int) -> Interval:
+    """Returns a fraction with the normal distribution's 95 % interval, cut at 0 and 1. error: its standard error."""
+    return Interval(value=value, low=max(0.0, value - _Z * error), high=min(1.0, value + _Z * error), n=n)
 
 
 def accuracy(marked: Sequence[Marked]) -> Accuracy:

@@ -99,6 +99,7 @@ def write(run: RunContext) -> None:
         versions=dict(_versions()),
         config=to_yaml(config),
         planned=facts.read_plan(directory.root),
+        benchmarks=facts.read_benchmarks(directory.root),
     )
     count = config.evaluation.examples
     examples = [*_learned(directory, count), *_changed(held_out, marks, count)]

@@ -16,6 +16,7 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 EXAMPLES = "examples.json"
 PLAN = "plan/plan.json"
+BENCHMARKS = "benchmarks/benchmarks.json"
 _REMEDY = (
     "Put it back from a copy. A run that is not finished writes it with the same command; one that is finished has to "
     "be run again in another run.dir."
@@ -129,6 +130,31 @@ class Planned:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkScore(Interval):
+    """A model's score on a benchmark, a fraction."""
+
+    metric: str
+    digest: str
+    """Of the model's checkpoint."""
+    harness: str
+    """Version of lmms-eval."""
+    task_version: str
+    judge: str
+    """Name of the model that judged; empty where a rule marked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRow:
+    """A benchmark as ``masters-ray benchmark`` measures it."""
+
+    name: str
+    paper: float | None
+    """The paper's figure for this student after training, a fraction."""
+    scores: dict[str, BenchmarkScore]
+    """Model (teacher, student_before, student_after) → its score."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """The content of a finished run's summary.json."""
 
@@ -159,6 +185,8 @@ class Summary:
     """Empty for a run with a single source."""
     planned: Planned | None = None
     """The last plan that was made for this run.dir before the run ended."""
+    benchmarks: dict[str, BenchmarkRow] = field(default_factory=dict)
+    """lmms-eval's id of the task → what was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +216,12 @@ def read_summary(folder: Path) -> Summary:
 def read_plan(folder: Path) -> Planned | None:
     """Returns the plan of a run, None when none was made."""
     return read_record(folder / PLAN, Planned, "Delete it, or make it again.") if (folder / PLAN).exists() else None
+
+
+def read_benchmarks(folder: Path) -> dict[str, BenchmarkRow]:
+    """Returns what ``masters-ray benchmark`` has measured, by task."""
+    file, remedy = folder / BENCHMARKS, "Delete it; masters-ray benchmark writes it again."
+    return read_record(file, dict[str, BenchmarkRow], remedy) if file.exists() else {}
 
 
 def read_metrics(folder: Path) -> list[StepMetrics]:
