@@ -49,8 +49,8 @@ class DataSource(ConfigSection):
     fields: RowFields = field(default_factory=RowFields)
     turns: Literal["first", "all"] = "first"
     """Which questions of a dialogue are asked. all: each, alone and with the pictures shown until then."""
-    answer_is: Literal["text", "letter", "index"] | None = None
-    """How labels name their choice; index: from 0. Default: by text, otherwise by letter."""
+    answer_is: Literal["text", "letter", "index", "number"] | None = None
+    """How labels name their choice; index: from 0, number: from 1. Default: by text, otherwise by letter."""
     suffix: str = ""
     """Ends the question as models see it, below the choices, such as "Answer with the letter."."""
     rows: PositiveInt | None = None

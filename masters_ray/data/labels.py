@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from masters_ray.data.texts import BadRowError, as_text, shown
 
-Reading = Literal["text", "letter", "index"]
-"""How a label names its choice: by its text, its letter (or the row's own key), or its index from 0."""
+Reading = Literal["text", "letter", "index", "number"]
+"""How a label names its choice: by its text, its letter (or the row's own key), its index from 0, its number from 1."""
 _MARKED = re.compile(r"\(?([A-Za-z]|\d\d?(?!:))(?:\)|[.:](?=\s))\s*(\S.*)")
 """Matches "A. red", "(A) red", "B: blue", "1. red"; not "1: 2", a ratio."""
 
@@ -45,6 +45,9 @@ def readings(label: str, choices: Mapping[str, str]) -> dict[Reading, str]:
     words = " ".join(label.split())
     marked = _MARKED.fullmatch(words)
     whole = (marked[1].upper(), marked[2].casefold()) if marked else None
+    by_letter = set(choices) <= set(ascii_uppercase)
+    numbers = map(ascii_uppercase.index, choices) if by_letter else range(len(choices))
+    places = dict(zip(map(str, numbers), choices.values(), strict=True))
     ways = (
         [text for text in choices.values() if text == words],
         [text for text in choices.values() if text.casefold() == words.casefold()],
@@ -53,7 +56,8 @@ def readings(label: str, choices: Mapping[str, str]) -> dict[Reading, str]:
     found: dict[Reading, str | None] = {
         "text": next((same[0] for same in ways if len(same) == 1), None),
         "letter": choices.get(label.strip("()[].: ").upper()),
-        "index": {str(place): text for place, text in enumerate(choices.values())}.get(label),
+        "index": places.get(label),
+        "number": places.get(str(int(label) - 1)) if label.isdecimal() else None,
     }
     return {name: text for name, text in found.items() if text is not None}
 
@@ -68,7 +72,8 @@ def right_choice(label: str, choices: Mapping[str, str], reading: Reading | None
         if one in found:
             return found[one]
     expected = f"the {reading} of one" if reading else "the text of one or its letter"
-    remedy = "" if reading or "index" not in found else "; set answer_is=index if labels count from 0"
+    counted = not reading and ("index" in found or "number" in found)
+    remedy = "; set answer_is=index if labels count from 0, number if from 1" if counted else ""
     raise BadRowError(
         f"answer: {shown(label)} is none of the choices {shown(list(choices.values()))}; expected {expected}{remedy}"
     )
@@ -78,6 +83,10 @@ def label_of(value: Any) -> tuple[str, tuple[str, ...]]:
     """Returns the label, and all references if there are several: the label is the most frequent, the first of equal
     ones. value: a text, number or date, or a list of them. Raises BadRowError."""
     several = value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, str) and value.strip()[:1] == "[":  # references written as Python, as A-OKVQA has them
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = ast.literal_eval(value.strip())
+            several = found if found and all(isinstance(one, str) for one in found) else several
     if any(isinstance(one, dict) for one in several):
         keys = ", ".join(next(one for one in several if isinstance(one, dict)))
         raise BadRowError(f"answer: expected texts, found entries with {keys}: add the key, as in answers.answer")
@@ -99,9 +108,13 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
         keys, texts = value.get("label"), value.get("text")
         if isinstance(keys, list) and isinstance(texts, list) and len(keys) == len(texts):
             return list(zip(keys, texts, strict=True))
-        return [(key, text) for key, text in value.items() if text is not None]
+        return [(key, text) for key, text in value.items() if text not in (None, "")]
     if not isinstance(value, list | tuple):
-        raise BadRowError(f"choices: expected a list of texts, found {shown(value)}")
+        remedy = "write them so, or set fields.choices=[] if the question names them"
+        raise BadRowError(f"choices: expected a list of texts or a mapping of letters, found {shown(value)}: {remedy}")
     if all(isinstance(one, dict) for one in value):
+        if "text" not in value[0]:
+            keys = ", ".join(value[0])
+            raise BadRowError(f"choices: expected texts, found entries with {keys}: add the key, as in choices.value")
         return [(one.get("label"), one.get("text")) for one in value]
     return [(None, text) for text in value]

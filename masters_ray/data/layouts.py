@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import Any
 
 from masters_ray.config import DataSource, RowFields
@@ -20,14 +21,18 @@ _DIALOGUES = {
     "texts": "the layout of The Cauldron",
     "qa": "several questions a row",
     "dialog": "a dialogue",
+    "conversation": "a dialogue",
 }
 _OTHER_KEYS = {
-    "question": "query caption problem prompt input instruction Question",
-    "answer": "answers label labels multiple_choice_answer solution output response target Answer",
-    "image": "images decoded_image image_1 image_path img picture png jpg jpeg webp file_name Picture",
+    "question": "query caption problem prompt input inputs instruction text Question",
+    "answer": "answers label labels multiple_choice_answer solution output outputs response target Answer",
+    "image": "images decoded_image image_1 image_path img img_path picture photo png jpg jpeg webp file_name filename "
+    "image_file image_url Picture Image",
 }
 """Field → keys under which known layouts hold it."""
-_CHOICES = re.compile(r"(?i)(options?|candidates|multiple_choices|(option|choice)s?_?[a-f0-9]?|a)")
+_CHOICES = re.compile(
+    r"(?i)((answer_|multiple_)?(options|choices)(_list)?|candidates|(option|choice)s?[_ ]?[a-f0-9]?|op[a-f]|a)"
+)
 """Names of columns that seem to hold choices; column A is mostly followed by B, C …"""
 _SPEAKERS = {
     "human": "user",
@@ -41,6 +46,8 @@ _WHO, _WHAT = ("from", "role"), ("value", "content")
 """Keys of a turn's speaker and text."""
 _LISTED = " or ".join(_SPEAKERS)
 _MARKER = re.compile(r"<image(?:[ _]?(\d+))?>")
+_NAMED_INSIDE = re.compile(r"(?i)<(img|video|audio)\b[^>]*>")
+"""Tags of pictures and other media whose address stands in the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +82,33 @@ class RowLayout:
         if turns is not None:
             if (dialogue := lookup(row, turns)) is _MISSING:
                 raise BadRowError(_nearest(row, [turns]))
+            if missing and (there := _other_keys(row, "image")):
+                raise BadRowError(f"no image; the row has {_given(row)}: set fields.image={there}, or []")
             pairs = list(_pairs(dialogue))
             drafts = list(_told(pairs, [] if images is _MISSING else images))
             if not drafts:
                 raise BadRowError("turns: no question with an answer")
             return [replace(draft, **others) for draft in drafts]
-        if missing := missing or [name for name in ("question", "answer") if found[name] in (None, [])]:
+        if missing:
             raise BadRowError(_nearest(row, missing))
-        if found["choices"] is _MISSING and (like := _like_choices(row)):
+        if empty := [name for name in ("question", "answer") if found[name] in (None, "", [])]:
+            raise BadRowError(f"empty {' and '.join(empty)}")
+        if found["choices"] is _MISSING and (like := self._like_choices(row)):
             named = cut(", ".join(like))
             raise BadRowError(f"{named} may be meant as choices: set fields.choices={_list(like)}, or []")
-        question = "\n".join(_texts(found["question"], "question"))
-        return [Draft(question=question, answer=found["answer"], images=images, **others)]
+        return [Draft(question=self._question(found["question"]), answer=found["answer"], images=images, **others)]
+
+    def _question(self, value: Any) -> str:
+        if len(self._fields.question) == 1 and isinstance(value, list) and len(value) > 1:
+            raise BadRowError(f"question: expected one text, found {len(value)}: write a row for each question")
+        return "\n".join(as_text(one, "question") for one in (value if isinstance(value, list) else [value]))
+
+    def _like_choices(self, row: Mapping[str, Any]) -> list[str]:
+        """Returns columns, or keys beside a question in one, that seem to hold choices."""
+        inside = self._fields.question[0].rpartition(".")[0]
+        beside = lookup(row, inside) if inside else {}
+        found = _like_choices(beside) if isinstance(beside, Mapping) else []
+        return _like_choices(row) or [f"{inside}.{key}" for key in found]
 
     def count(self, row: Any) -> int:
         """Returns the number of ``drafts`` of a row, from its turns alone; 1 for a row that cannot be read."""
@@ -122,9 +144,9 @@ class RowLayout:
                 raise BadRowError(f"no {key} (fields.{name}); the row has {_given(row)}")
         if len(keys) == 1:
             return values[keys[0]]
-        there = {key.rpartition(".")[2]: value for key, value in values.items() if value not in (None, "")}
-        lettered = name == "choices" and all(len(key) == 1 for key in there)
-        return there if lettered else list(there.values())
+        if name == "choices":  # a choice that is missing does not move the others' letters
+            return dict(zip(ascii_uppercase, values.values(), strict=False))
+        return [value for value in values.values() if value not in (None, "")]
 
 
 def _is_empty(image: Any) -> bool:
@@ -153,6 +175,8 @@ def placed(texts: Sequence[str], pictures: Sequence[Any]) -> tuple[list[str], li
     markers' order; no markers where all pictures come first. Takes <image> and <image 1>. Raises BadRowError when the
     markers are not as many as the pictures."""
     marks = [found for text in texts for found in _MARKER.finditer(text)]
+    if inside := _NAMED_INSIDE.search(texts[0]):
+        raise BadRowError(f"{inside[0]} in the text: expected pictures in fields.image, at <image> where they stand")
     if not marks:
         return list(texts), list(pictures)
     numbers = [int(found[1]) if found[1] else place for place, found in enumerate(marks, 1)]
@@ -249,10 +273,6 @@ def _parts(said: Any, number: int) -> tuple[str, list[Any]]:
     return "".join(texts), pictures
 
 
-def _texts(value: Any, key: str) -> list[str]:
-    return [as_text(one, key) for one in (value if isinstance(value, list) else [value]) if one is not None]
-
-
 def _like_choices(row: Mapping[str, Any]) -> list[str]:
     empty: tuple[Any, ...] = (None, [], {}, "", "[]")
     found = [key for key, value in row.items() if _CHOICES.fullmatch(str(key)) and value not in empty]
@@ -267,23 +287,34 @@ def _given(row: Mapping[str, Any]) -> str:
     return cut(", ".join(str(key) for key, value in row.items() if value is not None)) or "nothing"
 
 
+def _other_keys(row: Mapping[str, Any], name: str) -> str:
+    """Returns the keys under which a known layout holds a field, as a configuration has them; "" for none."""
+    dicts = {key: value for key, value in row.items() if isinstance(value, dict) and not key.isdecimal()}
+    inner = {f"{key}.{one}": value for key, of in dicts.items() for one, value in of.items()} if len(dicts) < 4 else {}
+    everything = {**row, **inner}
+    names = [name, *_OTHER_KEYS[name].split()]
+    near = next((key for key in everything if key.rpartition(".")[2] in names and everything[key] is not None), "")
+    if near == "image_1":
+        return _list([key for key in row if re.fullmatch(r"image_\d+", key)])
+    entries = everything.get(near)
+    if name == "answer" and isinstance(entries, list) and entries and isinstance(entries[0], dict):
+        return f"{near}.answer"
+    return near
+
+
 def _nearest(row: Mapping[str, Any], missing: Sequence[str]) -> str:
     """Returns what is missing, and how to describe the known layout that comes nearest."""
     told = f"no {', '.join(missing)}; the row has {_given(row)}"
     images = ", fields.image=images" if row.get("images") is not None else ""
     for key, layout in _DIALOGUES.items():
-        if isinstance(row.get(key), list):
+        if isinstance(row.get(key), list) or str(row.get(key)).startswith("[{"):
             return f"{told}: looks like {layout}: set fields.turns={key}{images}"
-    inner = {f"{key}.{name}": value for key, of in row.items() if isinstance(of, dict) for name, value in of.items()}
-    named = []
-    for name in missing:
-        keys = [name, *_OTHER_KEYS.get(name, "").split()]
-        near = [key for key in (*row, *inner) if key.rpartition(".")[2] in keys and {**row, **inner}[key] is not None]
-        if near:
-            several = [key for key in row if re.fullmatch(r"image_\d+", key)] if near[0] == "image_1" else near[:1]
-            if isinstance(entries := row.get(near[0]), list) and isinstance(next(iter(entries), None), dict):
-                several = [f"{near[0]}.{name}"]
-            named.append(f"fields.{name}={_list(several)}")
-        elif name == "image":
-            named.append("fields.image=[] if no row has pictures, image? if some have none")
+    if "image" not in missing or len(missing) > 1:
+        for key, value in row.items():
+            if isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict):
+                return f"{told}: if the rows are in {key}: jq -c '.{key}[]' FILE > FILE.jsonl"
+    found = {name: _other_keys(row, name) for name in missing if name in _OTHER_KEYS}
+    named = [f"fields.{name}={key}" for name, key in found.items() if key]
+    if "image" in missing and not found["image"]:
+        named.append("fields.image to the picture's key, to [] if no row has pictures, to image? if some have none")
     return f"{told}: set {', '.join(named)}" if named else f"{told}: name the keys in fields (docs/DATA.md)"

@@ -269,6 +269,8 @@ def _write(
         named = {"name": reader.source.name or "", "path": reader.source.path}
         taken = len(copy.taken)
         counts.append(SourceCounts(**named, taken=taken, set_aside=copy.read - taken, size=size, more=copy.more))
+        if limited and size and not shares[place]:
+            remarks.append(f"{reader.name}: no question, for its share of the mixture is less than one")
         if limited and taken < shares[place]:
             remarks.append(f"{reader.name}: {taken} questions instead of {shares[place]}; the others cannot be used")
     # Unusable rows take part, so that mending one does not change the order of the others.
@@ -343,7 +345,8 @@ def refuse_too_many(loaded: Problems, allowed: float) -> None:
             raise DataError(f"{source.path}: expected rows, found none.")
         told = reasons(loaded.rejected)
         if not source.taken and len(loaded.sources) == len(told) == 1:
-            raise DataError(f"{source.path}: no row can be used. {told[0]}")
+            remedy = ". images names the folder of relative paths" if told[0].find("does not exist") > 0 else ""
+            raise DataError(f"{source.path}: no row can be used. {told[0]}{remedy}")
         lines = "\n  ".join([*told, *loaded.remarks])
         raise DataError(
             f"{source.path}: {aside} of {total} rows cannot be used; data.max_quarantined_share allows {allowed:g} "

@@ -110,7 +110,7 @@ def named(image: Any, folder: Path | None) -> Picture:
     if isinstance(image, str) and image.startswith("file:///"):
         return Picture(path=unquote(image.removeprefix("file://")))
     if not isinstance(image, str) or not image or re.match(r"(?i)[^:]*://|(data|file):", image):
-        expected = "a path, bytes, file:///… or data:image/…;base64,…"
+        expected = "a path, bytes, file:///… or data:image/…;base64,…, perhaps at a key below, such as image.path"
         raise BadRowError(f"image: expected {expected}, found {shown(image)}. Pictures are not fetched from elsewhere.")
     if folder is None and not image.startswith("/"):
         raise BadRowError(f"image: {shown(image)} is relative, and the rows lie in no folder: set images to its folder")

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import sys
 import tarfile
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from pyarrow import fs
 
 from masters_ray.data.texts import BadRowError, cut, shown
 from masters_ray.errors import DataError
+from masters_ray.progress import say
 
 T = TypeVar("T")
 Row: TypeAlias = dict[str, Any] | BadRowError
@@ -160,10 +162,35 @@ class Separated(TextTable):
 
     def units(self) -> Iterator[tuple[int, Row]]:
         with self._open() as stream:
-            rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=self._delimiter)
-            for number, row in enumerate(rows, 1):
-                found = {key: value or None for key, value in row.items()}
-                yield number, BadRowError("more values than the header has columns") if None in row else found
+            rows = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=self._delimiter, strict=True)
+            header = next(rows, [])
+            if len(set(header)) < len(header) or (len(header) == 1 and re.search("[;,\t]", header[0])):
+                expected = f"a header of different names with {self._delimiter!r} between"
+                raise DataError(f"{self.name}: expected {expected}, found {shown(header)}. Mend or convert the file.")
+            for number, values in enumerate(filter(None, rows), 1):
+                row: Row = dict(zip(header, (value or None for value in values), strict=False))
+                wrong = BadRowError(f"{len(values)} values, expected {len(header)} as in the header")
+                yield number, row if len(values) == len(header) else wrong
+
+
+class Archive(TextTable):
+    """A tar file in webdataset's layout, perhaps compressed: members that follow each other under one name are a row,
+    whose keys are their endings. json is decoded, txt, cls and caption are texts, all else is encoded bytes."""
+
+    errors = (tarfile.TarError, EOFError)
+
+    def units(self) -> Iterator[tuple[int, Row]]:
+        with self._open() as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            members = (self._content(archive, member) for member in archive if member.isfile())
+            for number, (_, sample) in enumerate(itertools.groupby(members, key=lambda one: one[0]), 1):
+                yield number, _sample(sample)
+
+    def _content(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[str, str, bytes]:
+        """Returns a member's name without its ending, the ending, and its bytes."""
+        folder, _, file = member.name.rpartition("/")
+        name, _, ending = file.partition(".")
+        opened = archive.extractfile(member)
+        return f"{folder}/{name}", ending.lower(), opened.read() if opened else b""
 
 
 class Parquet(FileTable):
@@ -211,18 +238,15 @@ class Parquet(FileTable):
 
 
 class HubTable(Table):
-    """What the library ``datasets`` reads: a data set on the Hub, one that it saved, Arrow files, tar archives in
-    webdataset's layout. Streamed where it is not on this disk as Arrow; pictures stay encoded."""
+    """What the library ``datasets`` reads: a data set on the Hub, one that it saved, Arrow files. Streamed where it is
+    not on this disk as Arrow; pictures stay encoded."""
 
-    errors = (ValueError, KeyError, TypeError, tarfile.TarError)
+    errors = (ValueError, KeyError, TypeError)
 
-    def __init__(
-        self, name: str, folder: Path | None, call: str, *arguments: Any, arrow: bool = True, **options: Any
-    ) -> None:
-        """call: ``load_dataset`` or ``load_from_disk``; arguments, options: of the call. arrow: whether all rows have
-        the same columns in one order, so that they can be read as Arrow."""
+    def __init__(self, name: str, folder: Path | None, call: str, *arguments: Any, **options: Any) -> None:
+        """call: ``load_dataset`` or ``load_from_disk``; arguments, options: of the call."""
         super().__init__(name, folder)
-        self._call, self._arguments, self._options, self._arrow = call, arguments, options, arrow
+        self._call, self._arguments, self._options = call, arguments, options
         self._opened: Any = None
 
     def stamp(self) -> list[Any]:
@@ -232,9 +256,6 @@ class HubTable(Table):
         return [self.name, [[str(one), one.stat().st_size, one.stat().st_mtime_ns] for one in files]]
 
     def units(self) -> Iterator[tuple[int, Row]]:
-        if not self._arrow:
-            yield from enumerate(self._data().decode(False), 1)
-            return
         data = self._data().with_format("arrow")
         yield from enumerate((row for batch in data.iter(_AT_A_TIME) for row in _plain(_one(batch))), 1)
 
@@ -258,9 +279,6 @@ class HubTable(Table):
 
     def column(self, key: str) -> Iterator[Row]:
         data, name = self._data(), key.partition(".")[0]
-        if not self._arrow:
-            yield from super().column(key)
-            return
         if data.column_names is not None and name not in data.column_names:
             yield from itertools.repeat({}, self.count())
             return
@@ -278,6 +296,9 @@ class HubTable(Table):
                 self._opened = getattr(datasets, self._call)(*self._arguments, **self._options)
             if isinstance(self._opened, dict):
                 raise DataError(f"{self.name}: expected a split: set split to one of {', '.join(self._opened)}")
+            if self._opened.info.builder_name in ("csv", "json"):
+                told = "datasets guesses the types of its values (007 is read as 7)"
+                say(f"{self.name}: {told}; to keep them as they are written, download its files and name these")
         return self._opened
 
 
@@ -290,6 +311,8 @@ def reading(name: str, *others: type[Exception], remedy: str = _DAMAGED) -> Iter
     try:
         yield
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError, *others) as error:
+        if isinstance(error, UnicodeDecodeError):
+            remedy = "Write it in UTF-8: iconv -f LATIN1 -t UTF-8."
         reason = cut(" ".join(str(error).split()), 300)
         raise DataError(f"{name}: cannot be read ({reason}). {remedy}") from error
 
@@ -338,6 +361,23 @@ def _plain(batch: pa.RecordBatch) -> list[Row]:
         if len(batch) == 1:
             return [BadRowError(f"a value cannot be read: {cut(str(error))}")]
         return [row for index in range(len(batch)) for row in _plain(batch.slice(index, 1))]
+
+
+def _sample(members: Iterable[tuple[str, str, bytes]]) -> Row:
+    row: dict[str, Any] = {}
+    for name, ending, content in members:
+        try:
+            if ending.endswith("json"):
+                row[ending] = _DECODER.decode(content.decode("utf-8-sig").strip())
+            else:
+                row[ending] = (
+                    content.decode() if ending in ("txt", "cls", "caption") else {"bytes": content, "path": name}
+                )
+        except BadRowError as error:
+            return error
+        except (ValueError, ArithmeticError, RecursionError) as error:
+            return BadRowError(f"{name}.{ending}: not {ending} in UTF-8 that can be read: {cut(str(error))}")
+    return row
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

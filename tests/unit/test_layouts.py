@@ -101,7 +101,7 @@ def test_a_number_is_never_taken_for_an_index_unasked(read: Read) -> None:
         *(("A", choices, r"twice: \['red', 'red'\]") for choices in (["red", " red "], ["A. red", "B. red"])),
         ("A", ["A. red", "A. blue"], r"twice: \['A', 'A'\]"),
         ("A", ["B. red", "C. blue"], "'A' is none of the choices"),
-        *(("A", no_list, "choices: expected a list of texts, found") for no_list in ("yes,no", "['red'", 7)),
+        *(("A", no_list, "choices: expected a list of texts or a mapping") for no_list in ("yes,no", "['red'", 7)),
         ("A", [["red"], ["blue", "x", "y"]], "choices: entry 2: expected a single text"),
     ],
 )

@@ -266,6 +266,103 @@ def test_rows_in_an_object_store_are_read_anew_when_they_change(tmp_path: Path, 
     assert before != [table.stamp() for table in tables(lines)]
 
 
+@pytest.mark.parametrize("split", ["val", "valid", "validation", "dev"])
+def test_a_folder_s_split_is_told_by_names_of_files_and_folders(tmp_path: Path, split: str) -> None:
+    for place in ("Train/rows.jsonl", "VAL/rows.jsonl", ".ipynb_checkpoints/train.jsonl", "dataset_info.json"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        as_jsonl(tmp_path / place, [flat(1 + place.startswith("VAL"))])
+    source = described(tmp_path, split=split, images=str(written(tmp_path / "VAL").parent))
+    (tmp_path / "VAL" / "rows.parquet").unlink()
+    assert [one.id for one in load(source, 0.0)] == ["q2"]
+    with pytest.raises(DataError, match="holds the splits train, validation: set split"):
+        load(described(tmp_path))
+    (tmp_path / "more.jsonl").write_text("{}")
+    (tmp_path / "more.jsonl.gz").write_bytes(b"")
+    (tmp_path / "VAL" / "rows.jsonl").unlink()
+    with pytest.raises(DataError, match="holds a file both compressed and not"):
+        load(described(tmp_path))
+
+
+def test_several_keys_give_a_value_each_whatever_their_last_parts(tmp_path: Path) -> None:
+    row = {"x": {"text": "q1", "path": "a.png"}, "y": {"text": "q2", "path": "b.png"}, "answer": "a"}
+    problem = only(described(written(tmp_path, row), question=["x.text", "y.text"], image=["x.path", "y.path"]))
+    assert (problem.question, len(problem.pictures)) == ("q1\nq2", 2)
+
+
+@pytest.mark.parametrize(("answer_is", "answer"), [("letter", "C"), ("index", 2), ("number", "3"), (None, "z")])
+def test_a_choice_that_is_missing_does_not_move_the_others(tmp_path: Path, answer_is: Any, answer: Any) -> None:
+    row = {"image": PNG, "question": "q?", "c_a": "x", "c_b": None, "c_c": "z", "c_d": "w", "answer": answer}
+    source = described(written(tmp_path, row), choices=["c_a", "c_b", "c_c", "c_d"])
+    source.answer_is = answer_is
+    problem = only(source)
+    assert (problem.label, problem.choices) == ("z", ("x", "z", "w"))
+
+
+WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"images": [PNG], "conversations": SECOND}, {"turns": "conversations"}, "set fields.image=images, or"),
+    ({"image": PNG, "question": "Picture 1: <img>a.png</img> What?", "answer": "a"}, {}, "<img> in the text"),
+    ({"image": PNG, "question": ["q1?", "q2?"], "answer": "a"}, {}, "expected one text, found 2: write a row for each"),
+    ({"data": [{"question": "q?"}, {"question": "r?"}]}, {}, "if the rows are in data: jq -c"),
+    ({"1": {"question": "q?"}, "2": {"question": "r?"}}, {}, "name the keys|to the picture's key"),
+    (
+        {"image": PNG, "in": {"question": "q?", "options": ["x", "y"]}, "answer": "B"},
+        {"question": "in.question"},
+        "in.options may be meant as choices: set fields.choices=in.options",
+    ),
+    ({"image": PNG, "question": "q?", "choices": "A. x; B. y", "answer": "A"}, {}, "or set fields.choices=.. if the"),
+    ({"image": PNG, "question": "q?", "choices": [{"value": "x"}], "answer": "A"}, {}, "add the key, as in choices.va"),
+]
+
+
+@pytest.mark.parametrize(("row", "fields", "told"), WRONG)
+def test_what_would_be_read_wrongly_is_refused(
+    tmp_path: Path, row: dict[str, Any], fields: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        load(described(written(tmp_path, row), **fields))
+
+
+def test_references_written_as_a_list_are_several(tmp_path: Path) -> None:
+    row = {"image": PNG, "question": "q?", "answer": "['1999', 'in 1999', '1999']"}
+    problem = only(described(written(tmp_path, row)))
+    assert (problem.label, problem.references) == ("1999", ("1999", "in 1999", "1999"))
+    assert only(described(written(tmp_path, row | {"answer": "[3, 4]"}))).label == "[3, 4]"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("question;answer;image\nq?;a;a.png\n", "a header of different names with ',' between"),
+        ("question,answer,answer\nq?,a,b\n", "a header of different names"),
+        ("question,answer,image\nq?,a\n", "2 values, expected 3 as in the header"),
+        ('question,answer,image\n"q?,a,a.png\n', "unexpected end of data"),
+    ],
+)
+def test_a_table_that_would_be_read_wrongly_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises(DataError, match=told):
+        load(described(tmp_path / "rows.csv"))
+    (tmp_path / "rows.csv").write_bytes("question,answer,image\nwhät?,a,\n".encode("latin-1"))
+    with pytest.raises(DataError, match="Write it in UTF-8: iconv -f LATIN1"):
+        load(described(tmp_path / "rows.csv"))
+
+
+def test_values_of_archives_stay_as_they_are_written(tmp_path: Path) -> None:
+    rows = [flat(number) | {"answer": answer} for number, answer in enumerate([3, 3, 3, 3, 3, 2.5, True, "x"])]
+    as_tar(tmp_path / "rows.tar", rows)
+    loaded = load(described(tmp_path / "rows.tar", **OF_JSON))
+    assert {one.id: one.label for one in loaded} == {**{f"q{n}": "3" for n in range(5)}, "q5": "2.5", "q7": "x"}
+    with gzip.open(tmp_path / "rows.tar.gz", "wb") as packed:
+        packed.write((tmp_path / "rows.tar").read_bytes())
+    assert len(load(described(tmp_path / "rows.tar.gz", **OF_JSON))) == 7
+
+
+def test_an_address_of_another_kind_is_refused(tmp_path: Path) -> None:
+    for address in ("hf://datasets/a/b/train.parquet", "https://x.org/a.jsonl"):
+        with pytest.raises(DataError, match="expected one of s3://, .* Download it, or name a data set on the Hub"):
+            load(DataSource(path=address))
+
+
 def test_a_folder_of_two_splits_or_kinds_is_refused(tmp_path: Path) -> None:
     as_shards(tmp_path / "splits", [flat(1)])
     with pytest.raises(DataError, match="holds the splits test, train: set split"):
@@ -298,7 +395,7 @@ def test_rows_with_and_without_pictures_are_read_side_by_side(tmp_path: Path) ->
         "q3": 0,
     }
     [without] = load(described(tmp_path / "rows.jsonl")).rejected
-    assert "set fields.image=[] if no row has pictures, image? if some have none" in without.reason
+    assert "to [] if no row has pictures, to image? if some have none" in without.reason
 
 
 def test_a_damaged_archive_is_refused_and_an_empty_picture_is_none(tmp_path: Path) -> None:
