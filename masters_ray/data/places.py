@@ -13,7 +13,8 @@ from typing import Any
 from pyarrow import fs
 
 from masters_ray.config import DataSource
-from masters_ray.data.tables import Archive, HubTable, JsonLines, JsonValues, Parquet, Separated, Table, reading
+from masters_ray.data.hub import HubTable
+from masters_ray.data.tables import Archive, JsonLines, JsonValues, Parquet, Separated, Table, reading
 from masters_ray.data.texts import bare, shown
 from masters_ray.errors import DataError
 

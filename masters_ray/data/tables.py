@@ -23,14 +23,13 @@ from pyarrow import fs
 
 from masters_ray.data.texts import BadRowError, cut, shown
 from masters_ray.errors import DataError
-from masters_ray.progress import say
 
 T = TypeVar("T")
 Row: TypeAlias = dict[str, Any] | BadRowError
 """Key → value of a row, or why the row cannot be read."""
 Chosen: TypeAlias = np.ndarray | None
 """Ascending indices of rows from 0; None: all."""
-_AT_A_TIME = 64
+AT_A_TIME = 64
 """Rows that are held at a time: each may hold pictures."""
 _WIDER = (
     (pa.float32(), pa.string(), pa.float64()),
@@ -210,7 +209,7 @@ class Parquet(FileTable):
                 count = content.metadata.row_group(group).num_rows
                 own = None if chosen is None else chosen[(chosen >= first) & (chosen < first + count)] - first
                 if own is None or len(own):
-                    batches = content.iter_batches(batch_size=_AT_A_TIME, row_groups=[group])
+                    batches = content.iter_batches(batch_size=AT_A_TIME, row_groups=[group])
                     for index, row in _rows_of(batches, own):
                         yield f"{self.name}:{first + index + 1}", row
                 first += count
@@ -222,7 +221,7 @@ class Parquet(FileTable):
                 yield from itertools.repeat({}, content.metadata.num_rows)
                 return
             for batch in content.iter_batches(batch_size=1024, columns=[name]):
-                yield from _plain(batch)
+                yield from plain(batch)
 
     @contextmanager
     def _content(self) -> Iterator[Any]:
@@ -237,77 +236,11 @@ class Parquet(FileTable):
             yield content
 
 
-class HubTable(Table):
-    """What the library ``datasets`` reads: a data set on the Hub, one that it saved, Arrow files. Streamed where it is
-    not on this disk as Arrow; pictures stay encoded."""
-
-    errors = (ValueError, KeyError, TypeError)
-
-    def __init__(self, name: str, folder: Path | None, call: str, *arguments: Any, **options: Any) -> None:
-        """call: ``load_dataset`` or ``load_from_disk``; arguments, options: of the call."""
-        super().__init__(name, folder)
-        self._call, self._arguments, self._options = call, arguments, options
-        self._opened: Any = None
-
-    def stamp(self) -> list[Any]:
-        """Sizes and times of files on this disk; of a data set on the Hub only its name."""
-        place = Path(self._options.get("data_files", self._arguments[0]))
-        files = sorted(one for one in [place, *place.rglob("*")] if one.is_file())
-        return [self.name, [[str(one), one.stat().st_size, one.stat().st_mtime_ns] for one in files]]
-
-    def units(self) -> Iterator[tuple[int, Row]]:
-        data = self._data().with_format("arrow")
-        yield from enumerate((row for batch in data.iter(_AT_A_TIME) for row in _plain(_one(batch))), 1)
-
-    def count(self) -> int:
-        data = self._data()
-        if hasattr(data, "__len__"):
-            return len(data)
-        known = (data.info.splits or {}).get(str(data.split))
-        return known.num_examples if known and known.num_examples else super().count()
-
-    def rows(self, chosen: Chosen = None) -> Iterator[tuple[str, Row]]:
-        data = self._data()
-        if chosen is None or not hasattr(data, "select"):
-            yield from super().rows(chosen)
-            return
-        with reading(self.name):
-            batches = data.select(chosen).with_format("arrow").iter(_AT_A_TIME)
-            rows = (row for batch in batches for row in _plain(_one(batch)))
-            for index, row in zip(chosen, rows, strict=True):
-                yield f"{self.name}:{index + 1}", row
-
-    def column(self, key: str) -> Iterator[Row]:
-        data, name = self._data(), key.partition(".")[0]
-        if data.column_names is not None and name not in data.column_names:
-            yield from itertools.repeat({}, self.count())
-            return
-        with reading(self.name):
-            for batch in data.select_columns([name]).with_format("arrow").iter(1024):
-                yield from _plain(_one(batch))
-
-    def _data(self) -> Any:
-        if self._opened is None:
-            import datasets
-
-            datasets.disable_progress_bars()
-            others = (*self.errors, datasets.exceptions.DatasetsError)
-            with reading(self.name, *others, remedy=_DAMAGED if Path(self._arguments[0]).exists() else _UNREACHED):
-                self._opened = getattr(datasets, self._call)(*self._arguments, **self._options)
-            if isinstance(self._opened, dict):
-                raise DataError(f"{self.name}: expected a split: set split to one of {', '.join(self._opened)}")
-            if self._opened.info.builder_name in ("csv", "json"):
-                told = "datasets guesses the types of its values (007 is read as 7)"
-                say(f"{self.name}: {told}; to keep them as they are written, download its files and name these")
-        return self._opened
-
-
-_UNREACHED = "Mend id, subset or split, reach the Hub, or call hf auth login if the data set is gated."
-_DAMAGED = "Is it damaged, or cut short? Copy or write it again."
+DAMAGED = "Is it damaged, or cut short? Copy or write it again."
 
 
 @contextmanager
-def reading(name: str, *others: type[Exception], remedy: str = _DAMAGED) -> Iterator[None]:
+def reading(name: str, *others: type[Exception], remedy: str = DAMAGED) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError, *others) as error:
@@ -342,16 +275,12 @@ def _rows_of(batches: Iterable[pa.RecordBatch], chosen: Chosen) -> Iterator[tupl
             own = chosen[(chosen >= first) & (chosen < first + len(batch))] - first
         if len(own):
             part = batch if len(own) == len(batch) else batch.take(pa.array(own))
-            yield from zip((own + first).tolist(), _plain(part), strict=True)
+            yield from zip((own + first).tolist(), plain(part), strict=True)
         first += len(batch)
 
 
-def _one(table: pa.Table) -> pa.RecordBatch:
-    [batch] = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
-    return batch
-
-
-def _plain(batch: pa.RecordBatch) -> list[Row]:
+def plain(batch: pa.RecordBatch) -> list[Row]:
+    """Returns the rows of a batch, floats of 32 bits with their shortest decimals."""
     for (index, name), (narrow, text, wide) in itertools.product(enumerate(batch.schema.names), _WIDER):
         if batch.column(index).type == narrow:
             batch = batch.set_column(index, name, batch.column(index).cast(text).cast(wide))
@@ -360,7 +289,7 @@ def _plain(batch: pa.RecordBatch) -> list[Row]:
     except (ValueError, OverflowError, KeyError) as error:  # not UTF-8, a date after the year 9999, a key twice
         if len(batch) == 1:
             return [BadRowError(f"a value cannot be read: {cut(str(error))}")]
-        return [row for index in range(len(batch)) for row in _plain(batch.slice(index, 1))]
+        return [row for index in range(len(batch)) for row in plain(batch.slice(index, 1))]
 
 
 def _sample(members: Iterable[tuple[str, str, bytes]]) -> Row:
