@@ -71,7 +71,8 @@ class SourceReader:
         numbers: dict[str, int] = {}
         found = []
         for table in self.tables:
-            rows = table.column(self.source.fields.kind[0]) if len(self.source.fields.kind) == 1 else _rows(table)
+            keys = [key.removesuffix("?") for key in self.source.fields.kind]
+            rows = table.column(keys[0]) if len(keys) == 1 else _rows(table)
             own = (numbers.setdefault(self._kind_of(row), len(numbers)) for row in rows)
             found.append(np.fromiter(own, np.uint32))
         if len(numbers) <= 1:

@@ -457,6 +457,15 @@ def test_rows_that_cannot_be_used_are_replaced_by_others_of_their_source(tmp_pat
     assert load(source).remarks[0] == f"{source.path}: 30 questions instead of 40; the others cannot be used"
 
 
+@pytest.mark.parametrize("keys", [["kind"], ["kind?"], ["kind", "part?"], ["meta.kind?"]])
+def test_few_rows_of_a_source_hold_its_kinds_in_turn(tmp_path: Path, keys: list[str]) -> None:
+    kinds = [("rare" if n < 3 else "common") for n in range(90)]
+    rows = [good(n, kind=kind, meta={"kind": kind}) for n, kind in enumerate(kinds)]
+    source = jsonl(tmp_path, rows)
+    source.rows, source.fields = 6, RowFields(kind=keys)
+    assert sorted(one.kind for one in load(source)) == ["common"] * 3 + ["rare"] * 3
+
+
 @pytest.mark.parametrize(
     ("weights", "sizes", "most", "expected"),
     [
