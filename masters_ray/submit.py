@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -129,8 +130,9 @@ def _of_data(name: str, sources: Sequence[DataSource]) -> Iterator[tuple[str, st
 
 
 def _stays_behind(path: str) -> bool:
-    """Whether a path exists here and is not uploaded with the job."""
-    return Path(path).exists() and Path(path).parts[0] not in _UPLOADED
+    """Whether a path, or the folder of a pattern of names, exists here and is not uploaded with the job."""
+    place = Path(re.split(r"[^/]*[*?\[]", path)[0] or ".")
+    return place.exists() and place.parts[:1] not in [(one,) for one in _UPLOADED]
 
 
 def _place(where: str, root: Path) -> str:

@@ -10,7 +10,7 @@ from masters_ray import checks, cli, submit
 from masters_ray.checks.places import COPY
 from masters_ray.cli import main
 from masters_ray.cluster import connected
-from masters_ray.config import Config, Growth, Teacher
+from masters_ray.config import Config, DataSource, Growth, Teacher
 from masters_ray.errors import ConfigError, SubmitError
 from tests.conftest import PAIR, ROOT
 
@@ -28,6 +28,8 @@ def test_paths_mean_the_same_on_the_cluster(tmp_path: Path, monkeypatch: pytest.
         "data/rows",
         "/shared/rows.jsonl",
     )
+    config.data.held_out.append(DataSource(path="data/rows/*.parquet", images="models"))
+    config.data.held_out.append(DataSource(path="org/name", split="train"))
     config.teacher.checkpoint, config.student.checkpoint = "examples/toy/pair/teacher", "org/name"
     config.rollout.store, config.rollout.reuse = "s3://bucket/run", ["runs/old", "s3://bucket/old"]
     config.growth = [Growth(teacher=Teacher(checkpoint=name)) for name in ("models/large", "org/name")]
@@ -36,6 +38,10 @@ def test_paths_mean_the_same_on_the_cluster(tmp_path: Path, monkeypatch: pytest.
     assert growth == [f"{tmp_path}/models/large", "org/name"]
     assert json.loads(words.pop("rollout.reuse")) == [f"{tmp_path}/runs/old", "s3://bucket/old"]
     here = {"run.dir": f"{tmp_path}/runs/x", "data.train.path": f"{tmp_path}/data/rows"}
+    here |= {
+        "data.held_out[1].path": f"{tmp_path}/data/rows/*.parquet",
+        "data.held_out[1].images": f"{tmp_path}/models",
+    }
     assert words == here | {"rollout.store": "s3://bucket/run"}
 
 
