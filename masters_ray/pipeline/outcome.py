@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from masters_ray import data, remarks, store
 from masters_ray.config import as_written, to_yaml
-from masters_ray.errors import StoreError
+from masters_ray.errors import DamagedError, StoreError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, wilson
 from masters_ray.files import read_lines, read_records, write_json
 from masters_ray.learner.job import GroupRewards
@@ -127,7 +127,12 @@ def _sources(run: RunContext, marks: Mapping[str, Sequence[Marked]]) -> Iterator
     sources = [*run.config.data.train, *run.config.data.held_out]
     rules = {one.name or "": one.rule or "" for one in reversed(sources)}
     folders = [place(stage.index) for stage in run.stages for place in (run.directory.stage, run.directory.online)]
-    counts: Counter[tuple[str, Source, int]] = sum((store.right_by_dataset(one) for one in folders), Counter())
+    counts = Counter[tuple[str, Source, int]]()
+    for folder in folders:
+        try:
+            counts += store.right_by_dataset(folder)
+        except DamagedError as error:
+            say(f"{error}: its answers are left out where the report tells how many of each source are right")
     accounts = [account for folder in folders for account in store.read_accounts(folder).values()]
     dropped = [one.row for account in accounts for one in account.rejected.values()]
     for name in names:
