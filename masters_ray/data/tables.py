@@ -196,7 +196,7 @@ class Parquet(FileTable):
     """A parquet file; row groups without chosen rows are not read."""
 
     def units(self) -> Iterator[tuple[int, Row]]:
-        raise NotImplementedError("rows are read by row group")
+        yield from enumerate((row for _, row in self.rows()), 1)
 
     def count(self) -> int:
         with self._content() as content:
