@@ -203,9 +203,9 @@ def _blanked(text: str, pattern: str) -> str:
 
 def question_messages(problem: Problem) -> list[Message]:
     """Returns one user turn: the question ``with_choices`` and its suffix, with ``{"type": "image"}`` in place of each
-    IMAGE, or for all pictures before it."""
+    IMAGE, or for all pictures before it; without pictures an IMAGE is text."""
     text = "\n".join(filter(None, (with_choices(problem), problem.suffix)))
-    pieces = _PLACE.split(text)
+    pieces = _PLACE.split(text) if problem.pictures else [text]
     if len(pieces) == 1:
         return [
             {"role": "user", "content": [*[{"type": "image"}] * len(problem.pictures), {"type": "text", "text": text}]}

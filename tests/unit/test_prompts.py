@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import re
@@ -148,3 +149,5 @@ def test_pictures_are_shown_where_the_texts_have_their_places_and_the_suffix_end
     assert turn == {"role": "user", "content": expected}
     assert prompts.with_choices(shown) == "Is <image 1> like\nA. <image 2>\nB. none"
     assert prompts.ground_truth(shown) == "A. <image 2>"
+    [bare] = prompts.question_messages(dataclasses.replace(shown, pictures=()))
+    assert bare["content"] == [{"type": "text", "text": f"{prompts.with_choices(shown)}\nAnswer."}]
