@@ -1,4 +1,4 @@
-"""A run that trains on five sources of five layouts at once, mixed by weights."""
+"""A run that trains on five sources of five layouts at once, mixed by weights; one shows two pictures in its text."""
 
 import base64
 import csv
@@ -65,9 +65,12 @@ def write_sources(folder: Path) -> list[dict[str, Any]]:
     (folder / "index").mkdir()
     for number in range(2):
         pq.write_table(pa.Table.from_pylist(chosen[number::2]), folder / "index" / f"{number}.parquet")
-    lines = [{"question": row["question"], "answer": row["answer"], "image": str(row["path"])} for row in own]
+    lines = [
+        {"question": f"<image> or <image>: {row['question']}", "answer": row["answer"], "image": [str(row["path"])] * 2}
+        for row in own
+    ]
     for row in lines[:2]:
-        row["image"] = "gone.png"
+        row["image"] = ["gone.png"] * 2
     (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines[:40]))
     descriptions: dict[str, dict[str, Any]] = {
         "dialogue": {"path": "dialogue.json", "images": str(EASY_VQA), "fields": {"turns": "conversations"}},
@@ -93,9 +96,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = write_sources(folder)
     mixture = folder / "mixture.yaml"
     mixture.write_text(yaml.safe_dump({"data": {"train": sources, "train_rows": 48, "max_quarantined_share": 0.2}}))
-    words = [word for word in SMALL if not word.startswith("data.train")]
+    words = [word for word in SMALL if not word.startswith(("data.train", "run.skip_checks"))]
+    words += ["teacher.engine.max_pictures=2", "student.engine.max_pictures=2"]
     done = masters_ray("run", "conf/demo.yaml", str(mixture), f"run.dir={folder / 'run'}", *words)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"check {name}: passed" in done.stdout for name in ("packing", "agreement", "pictures"))
     assert "training questions by source: dialogue 12 (25.0%), references 6 (12.5%)" in done.stdout
     return folder / "run"
 
@@ -136,3 +141,4 @@ def test_every_question_is_asked_and_marked_as_its_source_says(finished: Path) -
         assert (verdicts == {f"by rule ({rule})"}) == bool(rule)
         assert (problem.suffix == "Answer with one word.") == (problem.dataset == "own")
         assert problem.label in COLOURS
+        assert problem.question.startswith("<image 1> or <image 2>: ") == (problem.dataset == "own")
