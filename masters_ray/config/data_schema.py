@@ -41,7 +41,7 @@ class DataSource(ConfigSection):
     subset: str | None = None
     """Configuration of a data set on the Hub."""
     split: str | None = None
-    """Split of a data set on the Hub or of a folder that datasets saved; it tells an id from a path."""
+    """Split of a data set on the Hub or of a folder; it tells an id from a path that does not exist."""
     images: Place | None = None
     """Folder of relative picture paths; default: that of the row's file."""
     name: Annotated[str | None, only(lambda name: not name or "/" not in name, "a name without /")] = None

@@ -279,6 +279,6 @@ def _leads_nowhere(key: str, found: Any, error: Exception) -> Complaint:
     remedy = f"{told}. ${{oc.env:NAME,x}} is a variable with a default, ${{run.seed}} another key."
     if not isinstance(error, OmegaConfBaseException):
         return Complaint(
-            key, "the number of a source in the list", repr(found), "Write for instance data.train[0].rows=5."
+            key, "the number of an element of the list", repr(found), "Write for instance data.train[0].rows=5."
         )
     return _wrong(getattr(error, "full_key", None) or key, found, "an interpolation that leads to a value", remedy)

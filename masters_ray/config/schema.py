@@ -6,16 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from masters_ray.config.data_schema import Data, Rule
-from masters_ray.config.fields import (
-    MISSING,
-    Checkpoint,
-    ConfigSection,
-    Directory,
-    KeyScope,
-    Place,
-    Share,
-    only,
-)
+from masters_ray.config.fields import MISSING, Checkpoint, ConfigSection, Directory, KeyScope, Place, Share, only
 
 Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
 """A part of a vision-language model."""

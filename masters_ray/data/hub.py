@@ -18,13 +18,14 @@ class HubTable(Table):
     """What the library ``datasets`` reads: a data set on the Hub, one that it saved, Arrow files. Streamed where it is
     not on this disk as Arrow; pictures stay encoded."""
 
-    errors = (ValueError, KeyError, TypeError)
+    errors = (Exception,)  # the library and its clients raise errors of any kind
 
     def __init__(self, name: str, folder: Path | None, call: str, *arguments: Any, **options: Any) -> None:
         """call: ``load_dataset`` or ``load_from_disk``; arguments, options: of the call."""
         super().__init__(name, folder)
         self._call, self._arguments, self._options = call, arguments, options
         self._opened: Any = None
+        self.remedy = DAMAGED if Path(arguments[0]).exists() or "data_files" in options else _UNREACHED
 
     def stamp(self) -> list[Any]:
         """Sizes and times of files on this disk; of a data set on the Hub only its name."""
@@ -48,7 +49,7 @@ class HubTable(Table):
         if chosen is None or not hasattr(data, "select"):
             yield from super().rows(chosen)
             return
-        with reading(self.name):
+        with reading(self.name, *self.errors):
             batches = data.select(chosen).with_format("arrow").iter(AT_A_TIME)
             rows = (row for batch in batches for row in plain(_one(batch)))
             for index, row in zip(chosen, rows, strict=True):
@@ -59,7 +60,7 @@ class HubTable(Table):
         if data.column_names is not None and name not in data.column_names:
             yield from itertools.repeat({}, self.count())
             return
-        with reading(self.name):
+        with reading(self.name, *self.errors, remedy=self.remedy):
             for batch in data.select_columns([name]).with_format("arrow").iter(1024):
                 yield from plain(_one(batch))
 
@@ -68,8 +69,7 @@ class HubTable(Table):
             import datasets
 
             datasets.disable_progress_bars()
-            others = (*self.errors, datasets.exceptions.DatasetsError)
-            with reading(self.name, *others, remedy=DAMAGED if Path(self._arguments[0]).exists() else _UNREACHED):
+            with reading(self.name, *self.errors, remedy=self.remedy):
                 self._opened = getattr(datasets, self._call)(*self._arguments, **self._options)
             if isinstance(self._opened, dict):
                 raise DataError(f"{self.name}: expected a split: set split to one of {', '.join(self._opened)}")

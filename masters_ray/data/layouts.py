@@ -34,14 +34,8 @@ _CHOICES = re.compile(
     r"(?i)((answer_|multiple_)?(options|choices)(_list)?|candidates|(option|choice)s?[_ ]?[a-f0-9]?|op[a-f]|a)"
 )
 """Names of columns that seem to hold choices; column A is mostly followed by B, C …"""
-_SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "model",
-    "assistant": "model",
-    "model": "model",
-    "system": "system",
-}
+_SPEAKERS = dict.fromkeys(("human", "user"), "user") | dict.fromkeys(("gpt", "assistant", "model"), "model")
+_SPEAKERS["system"] = "system"
 _WHO, _WHAT = ("from", "role"), ("value", "content")
 """Keys of a turn's speaker and text."""
 _LISTED = " or ".join(_SPEAKERS)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
@@ -29,6 +29,8 @@ from masters_ray.files import new_file
 from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, Rejected
 
+Checked: TypeAlias = tuple[Picture, set[str]]
+"""A picture with its digest, and the changes made while decoding."""
 _HOPELESS = 1000
 """Questions of a source after which reading ends if none of them can be used."""
 
@@ -122,21 +124,30 @@ class SourceReader:
             drafts = self._layout.drafts(row)
         except BadRowError as error:
             return [MappedRow(outcome=Rejected(row=where, reason=str(error), kind=error.kind))]
+        further = 0 if self.source.turns == "all" else len(drafts) - 1
+        drafts = drafts[: len(drafts) - further]
         names = [where, *(f"{where}/{turn}" for turn in range(2, len(drafts) + 1))]
         used = self._layout.keys
         unused = [key for key, value in row.items() if value is not None and key not in used and key[:2] != "__"]
-        asked = [self._question(*one, folder, unused) for one in zip(names, drafts, strict=True)]
-        return asked if self.source.turns == "all" else [replace(asked[0], further=len(drafts) - 1)]
+        seen: dict[bytes, Checked] = {}
+        asked = [self._question(*one, folder, unused, seen) for one in zip(names, drafts, strict=True)]
+        return [replace(asked[0], further=further), *asked[1:]]
 
-    def _question(self, where: str, draft: Draft, folder: Path | None, unused: list[str]) -> MappedRow:
+    def _question(
+        self, where: str, draft: Draft, folder: Path | None, unused: list[str], seen: dict[bytes, Checked]
+    ) -> MappedRow:
+        """seen: the row's encoded pictures that its earlier turns have shown, as they were checked; is extended."""
         files: dict[str, Stamp] = {}
         changes: list[str] = []
         outcome: Problem | Rejected
         try:
             problem = self._problem(where, draft, folder)
             files = {one.path: stamp(one.path) for one in problem.pictures if one.path is not None}
+            for one in problem.pictures:
+                if one.data is not None and one.data not in seen:
+                    seen[one.data] = check(one, self._max_pixels)
             checked = [
-                check(one, self._max_pixels) if one.path is None else self._of_file(one.path, files[one.path])
+                self._of_file(one.path, files[one.path]) if one.path is not None else seen[one.data or b""]
                 for one in problem.pictures
             ]
             outcome = replace(problem, pictures=tuple(picture for picture, _ in checked))
@@ -229,8 +240,9 @@ def load(
 
 
 def count(sources: Sequence[DataSource], most: int | None = None) -> int:
-    """Returns how many questions ``load`` takes if all can be used, without reading pictures."""
-    sizes = [SourceReader(one, 1, PILLOW_MAX_PIXELS, NO_SPECIAL).size for one in sources]
+    """Returns how many questions ``load`` takes if all can be used and none has fewer than its ``rows``; counts the
+    rows of the others, without their pictures."""
+    sizes = [one.rows or SourceReader(one, 1, PILLOW_MAX_PIXELS, NO_SPECIAL).size for one in sources]
     return sum(mixture.quotas(sources, sizes, most))
 
 

@@ -182,7 +182,7 @@ class SpoolWriter:
     def __init__(self, content: BinaryIO) -> None:
         self._content = content
         temporary = self._temporary = ExitStack()
-        self._entries = temporary.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        self._entries = temporary.enter_context(tempfile.TemporaryFile(dir=Path(content.name).parent))  # noqa: SIM115
         self._waiting: dict[str, list[Any]] = {"rejected": [], "files": []}
         self._blocks: dict[str, list[tuple[int, int]]] = {"rejected": [], "files": []}
         self._noted: dict[str, None] = {}

@@ -36,6 +36,7 @@ _WIDER = (
     (pa.list_(pa.float32()), pa.list_(pa.string()), pa.list_(pa.float64())),
 )
 """Types between which a column is cast in turn for the shortest decimals: 0.1, not 0.10000000149011612."""
+DAMAGED = "Is it damaged, or cut short? Copy or write it again."
 csv.field_size_limit(sys.maxsize)  # for base64 pictures
 
 
@@ -44,6 +45,8 @@ class Table(ABC):
 
     errors: ClassVar[tuple[type[Exception], ...]] = ()
     """What reading may raise beside the errors of files, text and Arrow."""
+    remedy = DAMAGED
+    """What mends a table that cannot be read."""
 
     def __init__(self, name: str, folder: Path | None) -> None:
         """folder: of relative picture paths; None: they have none."""
@@ -61,12 +64,12 @@ class Table(ABC):
         return unit
 
     def count(self) -> int:
-        with reading(self.name, *self.errors):
+        with reading(self.name, *self.errors, remedy=self.remedy):
             return sum(1 for _ in self.units())
 
     def rows(self, chosen: Chosen = None) -> Iterator[tuple[str, Row]]:
         """Yields ("name:number", row)."""
-        with reading(self.name, *self.errors):
+        with reading(self.name, *self.errors, remedy=self.remedy):
             for number, unit in _picked(self.units(), chosen):
                 yield f"{self.name}:{number}", self.row(unit)
 
@@ -236,13 +239,12 @@ class Parquet(FileTable):
             yield content
 
 
-DAMAGED = "Is it damaged, or cut short? Copy or write it again."
-
-
 @contextmanager
 def reading(name: str, *others: type[Exception], remedy: str = DAMAGED) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError, *others) as error:
         if isinstance(error, UnicodeDecodeError):
             remedy = "Write it in UTF-8: iconv -f LATIN1 -t UTF-8."
