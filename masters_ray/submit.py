@@ -13,7 +13,7 @@ from typing import Any
 
 from masters_ray import config as configuration
 from masters_ray import stopping
-from masters_ray.config import DataSource
+from masters_ray.config import DataSource, keys_of
 from masters_ray.errors import SubmitError
 from masters_ray.progress import say
 
@@ -122,8 +122,7 @@ def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
 
 def _of_data(name: str, sources: Sequence[DataSource]) -> Iterator[tuple[str, str]]:
     """Yields (key, path) of the files and picture folders of sources."""
-    for number, source in enumerate(sources):
-        key = f"data.{name}[{number}]" if len(sources) > 1 else f"data.{name}"
+    for key, source in zip(keys_of(f"data.{name}", sources), sources, strict=True):
         yield f"{key}.path", source.path
         if source.images:
             yield f"{key}.images", source.images

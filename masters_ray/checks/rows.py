@@ -6,6 +6,7 @@ from typing import Literal
 
 from masters_ray import data
 from masters_ray.checks.context import CheckContext
+from masters_ray.config import keys_of
 from masters_ray.data import places
 from masters_ray.method import schedule
 from masters_ray.pipeline import inputs
@@ -19,9 +20,8 @@ def files(context: CheckContext) -> None:
     """Checks that every source has tables that can be read."""
     for name in ("train", "held_out"):
         sources = getattr(context.config.data, name)
-        for number, source in enumerate(sources):
-            key = f"data.{name}[{number}].path" if len(sources) > 1 else f"data.{name}.path"
-            with context.guarded(key, "rows"):
+        for key, source in zip(keys_of(f"data.{name}", sources), sources, strict=True):
+            with context.guarded(f"{key}.path", "rows"):
                 if source.path:
                     places.tables(source)
 

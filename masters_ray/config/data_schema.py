@@ -1,5 +1,6 @@
 """The section ``data``: sources of questions, their layouts, and the order of a run's questions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -82,3 +83,8 @@ class Data(ConfigSection):
     """Fraction of the questions that may stay without a difficulty; they go to the middle of the order."""
     max_picture_pixels: Annotated[PositiveInt, Field(le=178_956_970)] = 50_000_000
     """Pixels of the largest picture that is decoded; rows with larger ones are set aside. The bound is Pillow's."""
+
+
+def keys_of(section: str, sources: Sequence[DataSource]) -> list[str]:
+    """Returns the sources' keys as they are written, without a number for the only one. section: such as data.train."""
+    return [f"{section}[{number}]" for number in range(len(sources))] if len(sources) > 1 else [section]

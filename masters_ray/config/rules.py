@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
-from masters_ray.config.data_schema import DataSource
+from masters_ray.config.data_schema import DataSource, keys_of
 from masters_ray.config.schema import Config, HostedModel, Learner, MaskScope, Part, Schedule, Teacher
 from masters_ray.errors import Complaint
 
@@ -35,13 +35,13 @@ def _all(config: Config) -> Iterator[Broken]:
         yield from _online(config)
     yield from _sources("data.train", config.data.train)
     yield from _sources("data.held_out", config.data.held_out)
-    for number, source in enumerate(config.data.train):
+    for key, source in zip(keys_of("data.train", config.data.train), config.data.train, strict=True):
         if judge.reasoning and source.rule not in (None, "judge"):
             expected = "null or judge with judge.reasoning"
-            yield f"{_key('data.train', config.data.train, number)}.rule", expected, source.rule, "A rule reads none."
+            yield f"{key}.rule", expected, source.rule, "A rule reads none."
         if source.rule == "judge" and "rule" in (judge.of_teacher, judge.of_student):
             expected = "another than judge where judge.of_teacher or judge.of_student is rule"
-            yield f"{_key('data.train', config.data.train, number)}.rule", expected, "judge", "Name who judges there."
+            yield f"{key}.rule", expected, "judge", "Name who judges there."
     for (name, model), schedule in zip(config.models.items(), [*config.schedules, None], strict=True):
         yield from _model(name, model, config)
         if isinstance(model, Teacher) and schedule is not None:
@@ -49,16 +49,10 @@ def _all(config: Config) -> Iterator[Broken]:
     yield from _learner(config.learner)
 
 
-def _key(section: str, sources: Sequence[DataSource], number: int) -> str:
-    """Returns a source's key as it is written: without its number where it is the only one."""
-    return f"{section}[{number}]" if len(sources) > 1 else section
-
-
 def _sources(section: str, sources: Sequence[DataSource]) -> Iterator[Broken]:
     names = [source.name for source in sources]
     weights = [source.weight for source in sources]
-    for number, source in enumerate(sources):
-        key = _key(section, sources, number)
+    for key, source in zip(keys_of(section, sources), sources, strict=True):
         if len(sources) > 1 and (not source.name or names.count(source.name) > 1):
             yield f"{key}.name", "a name of its own, as for all of several sources", source.name, "It begins rows' ids."
         if source.weight is None and any(weights):

@@ -18,11 +18,11 @@ import pytest
 from pyarrow import fs
 
 from masters_ray.config import DataSource, RowFields
-from masters_ray.data import count
+from masters_ray.data import check, count, loading
 from masters_ray.data.mixture import balanced, quotas, seeded
 from masters_ray.data.places import tables
 from masters_ray.errors import DataError
-from masters_ray.records import Problem
+from masters_ray.records import Picture, Problem
 from tests.builders import png
 from tests.sources import good, jsonl, load
 
@@ -140,6 +140,37 @@ def test_every_turn_is_a_question_with_the_pictures_shown_until_then(tmp_path: P
     source.turns = "first"
     first = load(source, 0.0, max_pictures=2)
     assert first.remarks == ["2 further questions of the same dialogues are not asked (turns: all asks them)"]
+
+
+@pytest.mark.parametrize(("taken", "asked"), [("first", 1), ("all", 9)])
+def test_a_picture_of_many_turns_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str, asked: int
+) -> None:
+    calls: list[Picture] = []
+
+    def counted(picture: Picture, most: int) -> loading.Checked:
+        calls.append(picture)
+        return check(picture, most)
+
+    monkeypatch.setattr(loading, "check", counted)
+    row = {"images": [PNG], "texts": [{"user": f"q{n}?", "assistant": "a"} for n in range(9)]}
+    loaded = load(described(written(tmp_path, row), turns="texts", image="images", turns_taken=taken))
+    assert (len(loaded), len(calls)) == (asked, 1)
+
+
+def test_an_error_while_a_data_set_is_streamed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        info = datasets.DatasetInfo()
+
+        def with_format(self, _: str) -> "Broken":
+            return self
+
+        def iter(self, _: int) -> Any:
+            raise RuntimeError("the connection is lost")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Broken())
+    with pytest.raises(DataError, match=r"org/name train: cannot be read \(the connection is lost\). Mend id, subset"):
+        load(DataSource(path="org/name", split="train"))
 
 
 @pytest.mark.parametrize(
