@@ -18,6 +18,20 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
+warnings: list[str] = []
+"""All warnings of this process, in their order."""
+listeners: list[Callable[[str], None]] = []
+"""Called with each warning, after it was printed."""
+
+
+def warn(text: str) -> None:
+    """Prints a warning and keeps it for the end of the command: something was lost, mended, or should be looked at."""
+    say(f"warning: {text}")
+    warnings.append(text)
+    for heard in listeners:
+        heard(text)
+
+
 @contextmanager
 def track(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Yields the function that advances a bar of ``total`` pieces, of which ``done`` are finished at the start."""

@@ -298,6 +298,19 @@ class LogprobMismatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened in a run: a line of events.jsonl."""
+
+    time: str
+    """UTC, ISO 8601 with seconds."""
+    kind: Literal["start", "warning", "checkpoint", "end"]
+    """start, end: of a call of the command."""
+    text: str
+    step: int | None = None
+    """Optimizer step, where it belongs to one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnswerTally:
     """Counts over the answers of a stage, or of a batch; ``+`` adds them up."""
 

@@ -69,7 +69,15 @@ class TakenStep:
     rewards: list[GroupRewards]  # of its first groups
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved:
+    """A checkpoint is being written; it holds all steps up to ``step``."""
+
+    step: int
+
+
 StepReport = TakenStep | SkippedStep | LeftOut
 """What a checkpoint remembers of the steps before it, in their order."""
-Report = StepReport | LogprobMismatch | str
-"""What a worker group reports to the driver: steps, each stage's comparison with the engine, messages for the user."""
+Report = StepReport | CheckpointSaved | LogprobMismatch | str
+"""What a worker group reports to the driver: steps, checkpoints, each stage's comparison with the engine, messages for
+the user."""

@@ -27,12 +27,12 @@ from masters_ray.learner import agreement, checkpoints, work
 from masters_ray.learner.batches import Step, prefetch, steps
 from masters_ray.learner.collate import Collator, WorkerStep, worker_steps
 from masters_ray.learner.engine import StudentEngine
-from masters_ray.learner.job import LearnerJob, Report, StepReport, TakenStep
+from masters_ray.learner.job import CheckpointSaved, LearnerJob, Report, StepReport, TakenStep
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
 from masters_ray.method.grpo import OldPolicy, group_losses
 from masters_ray.models import hf, weights
-from masters_ray.records import LeftOut, LogprobMismatch, SkippedStep, StepMetrics
+from masters_ray.records import LeftOut, SkippedStep, StepMetrics
 from masters_ray.weight_sync.broker import ask
 from masters_ray.weight_sync.publisher import WeightPublisher, WeightSender
 
@@ -284,6 +284,7 @@ class _Worker:
         history = json.dumps([dataclasses.asdict(one) for one in self._history])
         state = {"students": self.publisher.students, "history": history, "random": torch.get_rng_state()}
         self.checkpoints.save(number, partial(self._engine.save, state=state))
+        self._report(CheckpointSaved(step=number))
 
     def export(self) -> None:
         with writing(self._job.export_to, LearnerError, SafetensorError):
@@ -303,7 +304,7 @@ class _Worker:
             )
 
     def _report(self, report: Report) -> None:
-        if not isinstance(report, str | LogprobMismatch):  # these come again at every start
+        if isinstance(report, StepReport):
             self._history.append(report)
         if self._rank == 0:
             self._reports.put(report)

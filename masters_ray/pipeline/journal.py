@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from masters_ray import progress
 from masters_ray.errors import writing
 from masters_ray.files import append_lines, read_lines, read_record, write_json, write_text
-from masters_ray.learner.job import GroupRewards, Report, TakenStep
+from masters_ray.learner.job import CheckpointSaved, GroupRewards, Report, TakenStep
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
-from masters_ray.records import LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
+from masters_ray.records import Event, LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
 
 
 class Journal:
@@ -28,7 +31,7 @@ class Journal:
         self._directory = directory
         self._file = directory.file("journal.json")
         self.content: dict[str, Any] = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": _now(),
             "config_file": config_file,
             "phases": {},
             "wall_seconds": 0.0,
@@ -42,10 +45,14 @@ class Journal:
         self._events: Any = None
 
     def __enter__(self) -> Self:
+        progress.listeners.append(self._warned)
+        self.event("start", shlex.join(sys.argv))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Saves this call's wall time, also when the call was interrupted."""
+        progress.listeners.remove(self._warned)
+        self.event("end", "finished" if kind is None else kind.__name__)
         self._save()
         if self._events is not None:
             with writing(self._directory.tensorboard):
@@ -67,6 +74,16 @@ class Journal:
         self.content[name] = value
         self._save()
 
+    def event(self, kind: Literal["start", "warning", "checkpoint", "end"], text: str, step: int | None = None) -> None:
+        """Appends to events.jsonl."""
+        append_lines(
+            self._directory.file("events.jsonl"),
+            [dataclasses.asdict(Event(time=_now(), kind=kind, text=text, step=step))],
+        )
+
+    def _warned(self, text: str) -> None:
+        self.event("warning", text)
+
     def steps_done(self) -> int:
         """Returns the number of optimizer steps recorded so far, skipped steps included."""
         return len(self._metrics.rows.keys() | self._skipped.rows.keys())
@@ -76,6 +93,8 @@ class Journal:
         match report:
             case str():
                 say(report)
+            case CheckpointSaved():
+                self.event("checkpoint", "the learner wrote a checkpoint", report.step)
             case LogprobMismatch():
                 compared = {str(report.stage): dataclasses.asdict(report)}
                 self.note("agreement", self.content.get("agreement", {}) | compared)
@@ -119,6 +138,10 @@ class Journal:
         """Saves the journal with the wall time up to now, so that a kill loses no time of the saved phases."""
         self.content["wall_seconds"] = self._before + time.monotonic() - self._began
         write_json(self._file, self.content)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class _Steps:
