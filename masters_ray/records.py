@@ -93,6 +93,7 @@ class Reply:
 
     text: str
     finish: Finish
+    tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +260,8 @@ class OnlineStep:
     load_seconds: float
     """Part of ``seconds`` until all student replicas held the weights."""
     calls: dict[str, dict[str, float]]
-    """Pool and method ("teacher.answer") → sums over its calls: calls, questions, seconds."""
+    """Pool and method ("teacher.answer") → sums over its calls: calls, questions, seconds, tokens (of what was written,
+    of the answers scored, of the judge's replies; an earlier version did not note them)."""
 
 
 @dataclass(frozen=True, kw_only=True)

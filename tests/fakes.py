@@ -105,7 +105,7 @@ class FakePool:
     def judge(self, problems: list[Problem], answers: list[list[str]], reasoning: bool) -> list[list[Verdict]]:
         self.judged += [text for group in answers for text in group]
         found = {
-            text: Verdict(accuracy=accuracy, text="said", reasoning=accuracy if reasoning else None)
+            text: Verdict(accuracy=accuracy, text="said", reasoning=accuracy if reasoning else None, tokens=3)
             for text, accuracy in self._verdicts.items()
         }
         return [[found[text] for text in group] for group in answers]

@@ -110,17 +110,16 @@ class GroupMaker:
         self._scorers: list[Role] = ["teacher", self._reference]
         if recipe.online:
             self._scorers.append("student")
-        self._calls: list[tuple[str, int, float]] = []
-        """Pool and method, questions and seconds of each call that has returned."""
+        self._calls: list[tuple[str, dict[str, float]]] = []
+        """Pool and method of each call that has returned, and what it adds to ``calls``."""
 
     def calls(self) -> dict[str, dict[str, float]]:
-        """Returns "pool.method" → its sums of calls, questions and seconds; failed calls are not counted."""
+        """Returns "pool.method" → its sums, as ``OnlineStep.calls``; failed calls are not counted."""
         sums: dict[str, dict[str, float]] = {}
-        for call, questions, seconds in self._calls:
-            of_call = sums.setdefault(call, {"calls": 0, "questions": 0, "seconds": 0.0})
-            of_call["calls"] += 1
-            of_call["questions"] += questions
-            of_call["seconds"] += seconds
+        for call, counts in self._calls:
+            of_call = sums.setdefault(call, dict.fromkeys(counts, 0))
+            for name, count in counts.items():
+                of_call[name] += count
         return sums
 
     def make(self, batch: Batch) -> MadeBatch:
@@ -144,14 +143,26 @@ class GroupMaker:
         return MadeBatch(rows=rows, rejected=rejected, tally=tally(judged, self._recipe.judge, rows))
 
     @contextmanager
-    def _timed(self, call: str, questions: int) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._calls.append((call, questions, time.monotonic() - began))
+    def _timed(self, call: str, questions: int) -> Iterator[list[int]]:
+        """Notes a call that returns. Yields the list to which the block adds the numbers of its tokens."""
+        began, tokens = time.monotonic(), list[int]()
+        yield tokens
+        seconds = time.monotonic() - began
+        counts = {"calls": 1, "questions": questions, "seconds": seconds, "tokens": sum(tokens)}
+        self._calls.append((call, counts))
 
-    def _call(self, role: Role, method: str, questions: int, *arguments: Any) -> Any:
-        with self._timed(f"{role}.{method}", questions):
-            return self._pools[role].call(method, *arguments)
+    def _answer(self, source: Source, shared: Any, count: int, seeds: Sequence[int | None]) -> WrittenBatch:
+        with self._timed(f"{source}.answer", len(seeds)) as tokens:
+            asked = (shared, self._recipe.rollout.sampling, count, seeds)
+            written: WrittenBatch = self._pools[source].call("answer", *asked)
+            tokens += [len(one.token_ids) for own in written.answers for one in own]
+        return written
+
+    def _score_missing(self, role: Role, shared: Any, answers: Sequence[Sequence[TokenIds]]) -> ScoredBatch:
+        with self._timed(f"{role}.score", len([own for own in answers if own])) as tokens:
+            scored: ScoredBatch = self._pools[role].call("score", shared, answers)
+            tokens += [len(ids) for own in answers for ids in own]
+        return scored
 
     def _write(self, scores: "_Scores", shared: Any) -> None:
         """Has teacher and student write answers; takes the student's from earlier rows where there are any."""
@@ -165,8 +176,7 @@ class GroupMaker:
                 None if source in one.answers else self._recipe.seed_of(source, one.problem.id) for one in questions
             ]
             if count and any(seed is not None for seed in seeds):
-                asked = (shared, rollout.sampling, count, seeds)
-                calls[source] = partial(self._call, source, "answer", len(seeds), *asked)
+                calls[source] = partial(self._answer, source, shared, count, seeds)
         for source, written in zip(calls, run_all(list(calls.values())), strict=True):
             scores.add_written(source, written)
 
@@ -174,7 +184,7 @@ class GroupMaker:
         """Judges the answers of the questions that no engine has refused, equal texts of a question once; rejects those
         with fewer than two readable verdicts."""
         settings = self._recipe.judge
-        with self._timed("judge.judge", len(questions)):
+        with self._timed("judge.judge", len(questions)) as tokens:
             for judge, role in JUDGES.items():
                 texts = [
                     [text for text in one.texts_for(judge, settings) if (judge, text) not in one.verdicts]
@@ -183,6 +193,7 @@ class GroupMaker:
                 if not any(texts):
                     continue
                 said: list[list[Verdict]] = self._pools[role].call("judge", shared, texts, settings.reasoning)
+                tokens += [one.tokens for own in said for one in own]
                 for one, own, verdicts in zip(questions, texts, said, strict=True):
                     one.verdicts |= {(judge, text): found for text, found in zip(own, verdicts, strict=True)}
         for one in questions:
@@ -200,10 +211,7 @@ class GroupMaker:
         """Has each model score the answers that it did not score while writing."""
         missing = {role: [one.unscored(role) for one in scores.questions] for role in self._scorers}
         asked = {role: answers for role, answers in missing.items() if any(answers)}
-        calls = [
-            partial(self._call, role, "score", len([own for own in answers if own]), shared, answers)
-            for role, answers in asked.items()
-        ]
+        calls = [partial(self._score_missing, role, shared, answers) for role, answers in asked.items()]
         for (role, answers), scored in zip(asked.items(), run_all(calls), strict=True):
             scores.add(role, answers, scored)
 

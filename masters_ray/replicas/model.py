@@ -135,7 +135,9 @@ class ReplicaModel:
         said = iter(self.engine.generate_greedy([one for one in given if isinstance(one, Prompt)], max_tokens))
         outcomes = [one if isinstance(one, Refused) else next(said) for one in given]
         return [
-            one if isinstance(one, Refused) else Reply(text=self.chat.decode(one.token_ids), finish=one.finish)
+            one
+            if isinstance(one, Refused)
+            else Reply(text=self.chat.decode(one.token_ids), finish=one.finish, tokens=len(one.token_ids))
             for one in outcomes
         ]
 

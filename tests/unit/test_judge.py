@@ -18,7 +18,7 @@ class Parrot:
         prompts = [str(messages[-1]["content"]) for messages in conversations]
         self.asked += prompts
         said = [next(text for key, text in self._replies.items() if key in prompt) for prompt in prompts]
-        return [Reply(text=text, finish="stop") for text in said]
+        return [Reply(text=text, finish="stop", tokens=len(text)) for text in said]
 
 
 def judge(model: Parrot, *answers: str, reasoning: bool = False) -> list[Verdict]:
@@ -40,6 +40,8 @@ def test_an_unreadable_first_call_is_parsed_by_the_second_and_equal_cases_are_ju
     verdicts = judge(model, "red", "blue", "green", "red")
     assert [(one.accuracy, one.text) for one in verdicts] == [red, *others, red]
     assert len(model.asked) == 3 + 2
+    counts = len("It is right, surely1"), len("Hmperhaps"), len("<answer>0</answer>"), 0
+    assert tuple(one.tokens for one in verdicts) == counts, "of both calls, once for equal cases"
 
 
 def test_the_reasoning_is_asked_after_without_the_label_and_parsed_by_a_prompt_of_its_own() -> None:

@@ -99,6 +99,15 @@ def test_a_stage_stores_every_question_in_its_order_with_teacher_and_student_ans
     assert (first.teacher_digest, first.student_digest, first.mask_ratio) == ("digest 0", "s", 0.2)
     assert (told.rows, told.answers, told.unjudged, told.judge_rule_agreements) == (5, 20, 0, 20)
     assert told.rates("right", "judged") == {"teacher": 0.5, "student": 0.5}
+    counts = {name: (one["calls"], one["questions"], one["tokens"]) for name, one in told.calls.items()}
+    written, scored = (3, 5, 5 * 2 * 2), (3, 5, 5 * 2)
+    assert counts == {
+        "teacher.answer": written,
+        "student.answer": written,
+        "judge.judge": (3, 5, 5 * 2 * 3),
+        "teacher.score": scored,
+        "student.score": scored,
+    }
     left_out = np.concatenate([answer.teacher.left_out for row in stored.rows for answer in row.answers])
     assert told.tail_mass == pytest.approx(left_out.mean(), rel=1e-6), "over the tokens of its rows"
     assert left_out.std() > 1e-3
