@@ -1,11 +1,14 @@
-"""All prompt texts: questions, the two judge prompts of appendix D, verbatim, and our own for reasoning (appendix F.3
-prints no prompt) and difficulty (appendix F.1 gives only the scale)."""
+"""All prompts: questions, the two judge prompts of appendix D, verbatim, and our own for reasoning (appendix F.3 prints
+no prompt) and difficulty (appendix F.1 gives only the scale). Texts of judges are in templates/prompts.yaml."""
 
 import dataclasses
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
+
+import yaml
 
 from masters_ray.records import IMAGE, JudgedText, Problem
 
@@ -45,98 +48,17 @@ class JudgePrompt:
         return {"0": 0, "1": 1}.get(last.strip())
 
 
-EVALUATION = JudgePrompt(
-    system="""\
-You are an evaluation assistant that gives accuracy scores compared with Ground Truth and Generated Text from AI.
-Question is in <question> </question> tag.
-Ground Truth is in <ground truth> </ground truth> tag.
-Generated Text in <generated text> </generated text> tag.
-After reading the Question, compare the Generated Text against the Ground Truth summary:
-- If the Generated Text fully and correctly captures the core point → 1
-- If it is incorrect or irrelevant → 0
-- If it has repetitive response → 0
-- If it has empty response → 0
-Output the numerical evaluation score (0 or 1) after giving a brief explanation.
-- The evaluation score should be wrapped in <answer> </answer> tag.""",
-    user="""\
-<question>
-{}
-</question>
-<ground truth>
-{}
-</ground truth>
-<generated text>
-{}
-</generated text>
-Provide the numerical evaluation score after giving a brief explanation.
-The evaluation score should be wrapped in <answer> </answer> tag.""",
-    tag="answer",
-)
+_TEXTS = yaml.safe_load((Path(__file__).parent / "templates" / "prompts.yaml").read_text(encoding="utf-8"))
+EVALUATION = JudgePrompt(**_TEXTS["evaluation"])
 """The Prediction Evaluation Prompt; takes the question ``with_choices``, its ``ground_truth`` and the answer."""
-
-PARSING = JudgePrompt(
-    system="""\
-You are an evaluation assistant that gives binary accuracy scores (0 or 1) based on the provided overall summary.
-The summary will be wrapped inside <overall_summary> and </overall_summary> tag.
-After reading the summary, briefly output the integer score (0 or 1) without any text.
-Your final output must include only the integer value.""",
-    user="""\
-<overall_summary>
-{}
-</overall_summary>
-Please output your integer accuracy score (0 or 1)
-based on the summary above without any text.""",
-)
+PARSING = JudgePrompt(**_TEXTS["parsing"])
 """The Accuracy Reward Parsing Prompt; takes the judge's reply to EVALUATION."""
-
-REASONING = JudgePrompt(
-    system="""\
-You are an evaluation assistant that decides whether a piece of reasoning supports a final answer.
-Question is in <question> </question> tag.
-Generated Text in <generated text> </generated text> tag: its last statement is the final answer, all before it is the \
-reasoning.
-- If the reasoning leads to the final answer step by step and contradicts neither it nor itself → 1
-- If it contradicts the final answer, is beside the question, or there is no reasoning at all → 0
-Do not decide whether the final answer is right.
-Output the numerical evaluation score (0 or 1) after giving a brief explanation.
-- The evaluation score should be wrapped in <support> </support> tag.""",
-    user="""\
-<question>
-{}
-</question>
-<generated text>
-{}
-</generated text>
-Provide the numerical evaluation score after giving a brief explanation.
-The evaluation score should be wrapped in <support> </support> tag.""",
-    tag="support",
-)
+REASONING = JudgePrompt(**_TEXTS["reasoning"])
 """Asks whether an answer's reasoning supports its final answer [ours]; takes the question and the answer. It has a tag
 of its own, because the judge may quote answer tags from the generated text."""
-
-REASONING_PARSING = JudgePrompt(
-    system="""\
-You are an evaluation assistant that gives binary reasoning scores (0 or 1) based on the provided explanation.
-The explanation will be wrapped inside <explanation> and </explanation> tag. It says whether a piece of reasoning \
-supports a final answer.
-- If it says that the reasoning supports the final answer → 1
-- If it says that the reasoning does not, or that there is none → 0
-After reading the explanation, briefly output the integer score (0 or 1) without any text.
-Your final output must include only the integer value.""",
-    user="""\
-<explanation>
-{}
-</explanation>
-Please output your integer reasoning score (0 or 1)
-based on the explanation above without any text.""",
-)
+REASONING_PARSING = JudgePrompt(**_TEXTS["reasoning_parsing"])
 """Parses the judge's reply to REASONING [ours]; takes that reply."""
-
-DIFFICULTY = """\
-Above is a question about the picture, and here is its right answer: {label}
-How hard is it to answer the question from the picture alone? Give a whole number from 1 (anybody sees it at once) \
-to 10 (it takes several steps of expert reasoning).
-Output the number alone, wrapped in <difficulty> </difficulty> tag."""
+DIFFICULTY: str = _TEXTS["difficulty"]
 """Follows a question to ask for its difficulty, 1 to 10 [ours]."""
 
 
