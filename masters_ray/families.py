@@ -1,8 +1,8 @@
-"""Facts of model families, keyed by config.json's model_type: the only place that knows a family by name.
+"""Facts of model families, keyed by config.json's model_type: families.yaml alone knows a family by name.
 
 An entry says which part of a model each weight belongs to, which tensors hold several matrices, how many matrices a
-checkpoint has, and how the learner lays a group out. docs/FAMILIES.md says how to add one. Names are those of the
-checkpoints on the Hub and of transformers' parameters, which differ in their prefixes.
+checkpoint has, and how the learner lays a group out. Names are those of the checkpoints on the Hub and of transformers'
+parameters, which differ in their prefixes.
 """
 
 import re
@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
+
+import yaml
 
 from masters_ray.config import MaskScope, Part
 from masters_ray.errors import CheckpointError
@@ -26,7 +29,7 @@ class Fused(NamedTuple):
 
     names: str
     """Regular expression of the tensors' names."""
-    sizes: Callable[[Mapping[str, Any]], Sequence[int]] = lambda _: (1, 1)
+    sizes: Callable[[Mapping[str, Any]], Sequence[int]]
     """text_config → relative sizes of the matrices."""
 
 
@@ -66,36 +69,6 @@ class Cut(NamedTuple):
 _NO_MATRIX = re.compile(r"(norm\w*|pos_embed\w*|position_embedding\w*|patch_embed\w*)(\.\w+)?$")
 _WEIGHT = re.compile(r"[._]weight$|\.experts\.(gate_up_proj|gate_proj|up_proj|down_proj)$")
 
-_QWEN: dict[Part, str] = {
-    "language": r"(model\.)?(language_model\.)?(layers\.\d+|norm)\.",
-    "embeddings": r"(model\.)?(language_model\.)?embed_tokens\.",
-    "projector": r"(model\.)?visual\.(merger|deepstack_merger_list)\.",
-    "vision": r"(model\.)?visual\.",
-    "lm_head": r"lm_head\.",
-}
-_LLAVA: dict[Part, str] = {
-    "language": r"(model\.)?language_model\.(model\.)?(layers\.\d+|norm)\.",
-    "embeddings": r"(model\.)?language_model\.(model\.)?embed_tokens\.",
-    "projector": r"(model\.)?(multi_modal_projector\.|image_newline$)",
-    "vision": r"(model\.)?vision_tower\.",
-    "lm_head": r"(language_model\.)?lm_head\.",
-}
-_SMOL: dict[Part, str] = {
-    "language": r"(model\.)?text_model\.(layers\.\d+|norm)\.",
-    "embeddings": r"(model\.)?text_model\.embed_tokens\.",
-    "projector": r"(model\.)?connector\.",
-    "vision": r"(model\.)?vision_model\.",
-    "lm_head": r"lm_head\.",
-}
-_ANY: dict[Part, str] = {
-    "projector": r"(?:.*\.)?(\w*merger\w*|\w*projector|mlp1|connector|aligner)\.",
-    "vision": r"(?:model\.)?(visual|vision_tower|vision_model)\.",
-    "lm_head": r"(?:\w+\.)*lm_head\.",
-    "embeddings": r"(?:(?:model|language_model|text_model)\.)*embed_tokens\.",
-    "language": r"(?:(?:model|language_model|text_model)\.)*(layers\.\d+|norm)\.",
-}
-"""For types that the table does not know."""
-
 
 def _dense(text: Mapping[str, Any], _: Mapping[str, Any]) -> int:
     """q, k, v, o, gate, up and down in each layer."""
@@ -124,95 +97,41 @@ def _recurrent_sizes(text: Mapping[str, Any]) -> tuple[int, int, int]:
     return key, key, value
 
 
-def _per_layer(key: str, matrices: int) -> Callable[[Mapping[str, Any], Mapping[str, Any]], int]:
-    return lambda _, vision: int(vision[key]) * matrices
-
-
 def _merger(text: Mapping[str, Any], vision: Mapping[str, Any]) -> int:
     return 2 + 2 * len(vision.get("deepstack_visual_indexes") or ())
 
 
-_QKV = Fused(r"\.blocks\.\d+\.attn\.qkv\.weight$", lambda _: (1, 1, 1))
-_EXPERTS = Fused(r"\.experts\.gate_up_proj$")
-_ROUTER = r".*\.mlp\.(gate|shared_expert_gate)\.weight$"
-_SIGLIP = _per_layer("num_hidden_layers", 6)
+_COUNTS = {"dense": _dense, "mixture": _mixture, "recurrent": _recurrent, "merger": _merger}
+_SIZES = {"recurrent": _recurrent_sizes}
 
 
-def _qwen(vision: int) -> Family:
-    """Returns a dense family of Qwen's names. vision: matrices of a layer of the vision tower."""
-    counts: Counts = {"language": _dense, "vision": _per_layer("depth", vision), "projector": _merger}
-    return Family(parts=_QWEN, fused=(_QKV,), matrices=counts)
+def _count(told: str | int | Mapping[str, int]) -> Callable[[Mapping[str, Any], Mapping[str, Any]], int]:
+    """told: a name of ``_COUNTS``, a number, or {key of vision_config: matrices of a layer}."""
+    if isinstance(told, str):
+        return _COUNTS[told]
+    if isinstance(told, int):
+        return lambda *_: told
+    [(key, matrices)] = told.items()
+    return lambda _, vision: int(vision[key]) * matrices
 
 
-_SMOLVLM = Family(
-    parts=_SMOL,
-    padded=("pixel_values", "pixel_attention_mask"),
-    matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 1},
-)
+def _fused(names: str, sizes: str | Sequence[int]) -> Fused:
+    return Fused(names, _SIZES[sizes] if isinstance(sizes, str) else lambda _: tuple(sizes))
 
-FAMILIES: dict[str, Family] = {
-    "qwen2_vl": _qwen(vision=6),
-    "qwen2_5_vl": _qwen(vision=7),
-    "qwen3_vl": _qwen(vision=6),
-    "qwen3_vl_moe": Family(
-        parts=_QWEN,
-        fused=(_QKV, _EXPERTS),
-        unmasked=_ROUTER,
-        remask="restart",
-        experts_in_out=True,
-        matrices={"language": _mixture, "vision": _per_layer("depth", 6), "projector": _merger},
-    ),
-    "qwen3_5": Family(
-        parts=_QWEN,
-        fused=(_QKV, Fused(r"\.linear_attn\.in_proj_qkv\.weight$", _recurrent_sizes)),
-        ignored=r"mtp\.",
-        layout="rows",
-        caches_prefixes=False,
-        matrices={"language": _recurrent, "vision": _per_layer("depth", 6), "projector": _merger},
-    ),
-    "internvl": Family(parts=_LLAVA, matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 2}),
-    "internvl/qwen3_moe": Family(
-        parts=_LLAVA,
-        fused=(_EXPERTS,),
-        unmasked=_ROUTER,
-        remask="restart",
-        matrices={"language": _mixture, "vision": _SIGLIP, "projector": lambda *_: 2},
-    ),
-    "llava_onevision": Family(
-        parts=_LLAVA,
-        padded=("pixel_values",),
-        matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 2},
-    ),
-    "smolvlm": _SMOLVLM,
-    "idefics3": _SMOLVLM,
-    "gemma3": Family(
-        # Sliding windows, and pictures whose tokens see each other both ways.
-        parts=_LLAVA,
-        layout="rows",
-        matrices={"language": _dense, "vision": _SIGLIP, "projector": lambda *_: 1},
-    ),
-    "glm4v": Family(
-        parts=_QWEN,
-        fused=(_QKV, Fused(r"\.mlp\.gate_up_proj\.weight$")),
-        matrices={"language": _dense, "vision": _per_layer("depth", 7), "projector": lambda *_: 4},
-    ),
-}
+
+def _family(entry: Mapping[str, Any]) -> Family:
+    """entry: of families.yaml."""
+    counts = {part: _count(told) for part, told in entry.get("matrices", {}).items()}
+    return Family(**{**entry, "matrices": counts, "fused": [_fused(**one) for one in entry.get("fused", ())]})
+
+
+_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+FAMILIES = {name: _family(entry) for name, entry in _TABLE["families"].items()}
 """model_type, or model_type/text_config.model_type where the text model matters, → the family."""
-ELSEWHERE = {
-    "internvl_chat": "Take the same model in transformers' own layout: OpenGVLab publishes it with -hf in its name."
-}
+UNKNOWN = _family(_TABLE["unknown"])
+"""For types that the table does not know."""
+ELSEWHERE: dict[str, str] = _TABLE["elsewhere"]
 """model_type → what to take in place of a layout that needs code of its own."""
-
-UNKNOWN = Family(
-    parts=_ANY,
-    fused=(_EXPERTS,),
-    unmasked=_ROUTER,
-    ignored=r"(?:\w+\.)*mtp\.",
-    layout="rows",
-    padded=("pixel_values", "pixel_attention_mask"),
-    remask="restart",
-)
-"""For types that the table does not know: what is right for every model that transformers computes row by row."""
 
 PLACEHOLDER_IDS = re.compile(r"(image|video|audio)_token_(id|index)")
 """Keys of config.json that name the placeholder tokens of pictures, videos or sounds."""
