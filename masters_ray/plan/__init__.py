@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from masters_ray import config as configuration
 from masters_ray.config import Config, to_yaml
@@ -18,7 +17,7 @@ from masters_ray.plan.levers import Lever, levers
 from masters_ray.plan.memory import EngineBytes, WorkerBytes
 from masters_ray.plan.sources import Asked, Source, memory_of, source
 from masters_ray.progress import say
-from masters_ray.report.render import duration, render
+from masters_ray.report.render import render
 from masters_ray.report.summary import PLAN, Planned
 
 
@@ -120,93 +119,15 @@ def _effects(config: Config, here: Forecast, forecast_of: Callable[[Sequence[str
 
 def tell(plan: Plan) -> None:
     """Prints a plan."""
-    here, price = plan.forecast, plan.price(plan.forecast)
-    say(f"rates: {plan.source.told}")
-    say(f"{plan.source.questions} training questions, {here.steps} optimizer steps, {plan.source.held_out} held out")
-    for remark in [*plan.source.remarks, *plan.remarks]:
-        say(remark)
-    say("")
-    for line in columns([_phase(here, name) for name in here.phases]):
-        say(line)
-    cost = f", {price:,.0f} to pay" if price is not None else ""
-    stored = "" if here.store_bytes is None else f", {gib(here.store_bytes)} of rollouts stored"
-    held = f"{here.device_hours:,.1f} {here.unit}-hours, of {here.devices:g} that it holds"
-    say(f"in all {duration(here.seconds)}: {held}{cost}{stored}")
-    for line in _memory(plan):
-        say(line)
-    if plan.effects:
-        say("")
-        for line in columns([_effect(one) for one in plan.effects]):
-            say(line)
-    if len(plan.others) > 1:
-        say("")
-        for line in columns([_other(one, plan.others[0]) for one in plan.others]):
-            say(line)
+    say(render(__name__, "plan.txt.jinja", plan=plan, gib=gib, columns=columns).rstrip())
 
 
-def columns(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Yields a header line of the keys and a line per row, each column as wide as its widest cell."""
-    table = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        yield "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a line per row, the header first, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(lines)
 
 
 def gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
-
-
-def _phase(here: Forecast, name: str) -> dict[str, str]:
-    phase = here.phases[name]
-    idle = (f"{pool} {1 - busy:.0%}" for pool, busy in phase.busy.items() if busy < 0.9)
-    return {
-        "phase": name,
-        "time": duration(phase.seconds),
-        f"{here.unit}s": f"{phase.devices:g}" if phase.devices else "–",
-        f"{here.unit}-hours": f"{phase.device_hours:,.1f}" if phase.devices else "–",
-        "limited by": phase.limit or "–",
-        "idle": ", ".join(idle) or "–",
-    }
-
-
-def _effect(one: Effect) -> dict[str, str]:
-    words = " ".join(one.lever.words)
-    return {
-        "change": words,
-        "saves": duration(one.seconds) if one.seconds >= 0 else f"−{duration(-one.seconds)}",
-        "device hours": f"{one.device_hours:+,.1f}",
-        "stored": gib(one.store_bytes) if one.store_bytes > 0 else "–",
-        "costs": one.lever.costs,
-    }
-
-
-def _other(one: Forecast, first: Forecast) -> dict[str, str]:
-    """first: the forecast that "slower" is relative to."""
-    learned = one.learning
-    busy = one.phases["learner"].busy
-    return {
-        "online": f"{one.online_fraction:.0%}",
-        **{pool: str(count) for pool, count in one.replicas.items()},
-        "rollouts": duration(one.phases["rollouts"].seconds),
-        "learning": duration(learned.seconds),
-        "slower": f"{learned.seconds / first.learning.seconds:.2f} ×",
-        "waited": duration(learned.waited_seconds),
-        **{f"{pool} busy": f"{busy.get(pool, 0.0):.0%}" for pool in one.replicas},
-        "mean age": f"{fmean(learned.ages):.1f}" if learned.ages else "–",
-        "fresh": str(len(learned.ages)),
-        "stored": str(learned.late),
-    }
-
-
-def _memory(plan: Plan) -> Iterator[str]:
-    for name, one in plan.engines.items():
-        fits = "" if one.cache > 0 else ": IT DOES NOT FIT"
-        room = f" of {gib(one.room)}" if one.room else ""
-        length = plan.config.models[name].engine.max_model_len
-        kept = f"{one.sequences(length):.1f} sequences of {length} tokens" if one.cache > 0 else "no sequence"
-        yield f"memory  a rank of {name} holds {gib(one.weights)} of weights{room}, {kept}{fits}"
-    if plan.learner is not None:
-        card = plan.source.room
-        fits = ": IT DOES NOT FIT" if card and plan.learner.device > card else ""
-        room = f" of {gib(card)}" if card else ""
-        yield f"memory  a learner worker holds {gib(plan.learner.device)}{room} at its peak{fits}"
