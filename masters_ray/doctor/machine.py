@@ -57,8 +57,7 @@ def credentials(context: CheckContext) -> Finding:
 
 def shm(_: CheckContext) -> Finding:
     free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    remedy = "In a container: --shm-size=8g, or --ipc=host."
-    return judged("shm", free >= _SHM, f"{_gib(free)} free, {_gib(_SHM)} wanted", remedy)
+    return judged("shm", free >= _SHM, f"{_gib(free)} free, {_gib(_SHM)} wanted")
 
 
 def ports(_: CheckContext) -> Finding:
@@ -73,7 +72,7 @@ def driver(context: CheckContext) -> Finding:
     text = version.read_text(encoding="utf-8") if version.is_file() else ""
     major = next((int(word.split(".")[0]) for word in text.split() if word[:3].isdigit() and "." in word), 0)
     figure = f"version {major}" if major else "no NVIDIA driver"
-    return judged("driver", major >= _DRIVER, f"{figure}, {_DRIVER} or newer is wanted", "Update the driver.")
+    return judged("driver", major >= _DRIVER, f"{figure}, {_DRIVER} or newer is wanted")
 
 
 def compiler(context: CheckContext) -> Finding:
@@ -82,7 +81,7 @@ def compiler(context: CheckContext) -> Finding:
     found = shutil.which("gcc") or shutil.which("clang")
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     figure = f"{found or 'no gcc or clang'}, {header if header.is_file() else f'no {header}'}"
-    return judged("compiler", bool(found) and header.is_file(), figure, "Install gcc and python3-dev.")
+    return judged("compiler", bool(found) and header.is_file(), figure)
 
 
 def _wants_gpus(context: CheckContext) -> bool:

@@ -20,14 +20,6 @@ from masters_ray.replicas.pool import Pool
 
 _EXACT, _COARSE = 1e-4, 0.05
 """Largest difference of one forward pass from another, nats per token: float32, bfloat16."""
-_REMEDIES = {
-    "agreement": "Other weights, template or start token? Or try student.engine.enforce_eager=true, dtype=float32 for "
-    "both. If only its rounding is this coarse, raise learner.max_logprob_gap.",
-    "pictures": "Engine and learner read pictures differently: are the processor files those of the model?",
-    "reload": "The exported student is another model in the engine: take its checkpoint in the layout of the Hub.",
-    "teacher": "Its matrices are stored in another layout than its family's: take the checkpoint of the Hub.",
-    "masks": "Is teacher.mask what you mean? Otherwise the checkpoint is of another family than its model_type says.",
-}
 _JUDGE = 0.7
 """Least fraction of planted right answers, and of wrong ones, that a judge must tell."""
 
@@ -43,14 +35,12 @@ def packing(probe: Probe) -> Finding:
     worst = max(gaps, default=0.0) if probe.dtype == "float32" else float(np.mean(gaps))
     figure = f"{len(gaps)} tokens of {len(probe.problems)} questions differ by at most {max(gaps):.1e} nats"
     figure += f" in {probe.dtype} ({bound:g} is allowed)"
-    remedy = "This model needs the layout rows: give its family that in the table, or take another student."
-    return judged("packing", worst <= bound, figure, remedy)
+    return judged("packing", worst <= bound, figure)
 
 
 def export(probe: Probe) -> Finding:
     good = "written and read back, bit by bit the same"
-    remedy = "The student cannot be exported: take its checkpoint in the layout of the Hub."
-    return judged("export", not probe.export_fault, probe.export_fault or good, remedy)
+    return judged("export", not probe.export_fault, probe.export_fault or good)
 
 
 def agreed(config: Config, probe: Probe, student: Pool, name: str) -> Finding:
@@ -85,7 +75,7 @@ def _compared(
         means.append((float(np.mean(_gaps([own], [theirs]))), problem.id))
     worst, row = max(means)
     figure = f"{worst:.1e} nats per token on {row}, the furthest of {len(means)}{of} ({bound:g} is allowed)"
-    return judged(name, worst <= bound, figure, _REMEDIES[name])
+    return judged(name, worst <= bound, figure)
 
 
 def teacher(config: Config, probe: Probe, pool: Pool, masked: Mapping[float, tuple[MaskReport, Logprobs]]) -> Finding:
@@ -96,7 +86,7 @@ def teacher(config: Config, probe: Probe, pool: Pool, masked: Mapping[float, tup
         digest = pool.mask(ratio)[0].digest
         if digest != report.digest:
             told = f"masked at {ratio:g} the engine loads other weights ({digest[:12]}) than the files have"
-            return judged("teacher", False, f"{told} ({report.digest[:12]})", _REMEDIES["teacher"])
+            return judged("teacher", False, f"{told} ({report.digest[:12]})")
         of = f" at ratio {ratio:g}"
         found.append(_compared("teacher", pool, probe.problems, probe.answers, expected, bound, of))
         if found[-1].verdict == "failed":
@@ -115,12 +105,11 @@ def masks(config: Config, folder: Path, pool: Pool, ratio: float) -> Finding:
         if part in masked:
             masked[part] += count
     figure = ", ".join(f"{masked[part]} of {expected[part]} matrices of {part}" for part in parts)
-    return judged("masks", all(masked[part] == expected[part] for part in parts), figure, _REMEDIES["masks"])
+    return judged("masks", all(masked[part] == expected[part] for part in parts), figure)
 
 
 def remask(probe: Probe, teacher: Pool, first: float, other: float) -> Finding:
     """Masks the teacher at ``first``, at ``other`` and at ``first`` again. Raises what masking raises."""
-    remedy = "Its engine cannot change weights in place: give its family remask=restart in the table."
 
     def at(ratio: float) -> tuple[str, list[np.ndarray]]:
         digest = teacher.mask(ratio)[0].digest
@@ -130,13 +119,13 @@ def remask(probe: Probe, teacher: Pool, first: float, other: float) -> Finding:
     try:
         (before, scores), (between, others), (after, again) = at(first), at(other), at(first)
     except MastersError as error:
-        return judged("remask", False, f"masked at {first:g}, then at {other:g}: {error}", remedy)
+        return judged("remask", False, f"masked at {first:g}, then at {other:g}: {error}")
     same = before == after and all(map(np.array_equal, scores, again))
     changed = first == other or (between != before and not all(map(np.array_equal, scores, others)))
     figure = f"{first:g}, {other:g}, {first:g}: "
     figure += "the first scores again, bit by bit" if same else "other scores than at first"
     figure += "" if changed else "; the mask changes nothing"
-    return judged("remask", same and changed, figure, remedy)
+    return judged("remask", same and changed, figure)
 
 
 def judge(config: Config, problems: Sequence[Problem], pool: Pool) -> Finding:
@@ -151,8 +140,7 @@ def judge(config: Config, problems: Sequence[Problem], pool: Pool) -> Finding:
     wrong = [own[1].accuracy == 0 for own in verdicts]
     shares = [sum(one) / len(one) for one in (right, wrong)]
     figure = f"{sum(right)} of {len(right)} right answers and {sum(wrong)} of {len(wrong)} wrong ones told as such"
-    remedy = "Take judge.of_teacher and judge.of_student rule, or teacher; masters-ray judge-audit compares them."
-    return judged("judge", min(shares) >= _JUDGE, figure, remedy)
+    return judged("judge", min(shares) >= _JUDGE, figure)
 
 
 def _wrong(problem: Problem, problems: Sequence[Problem], config: Config) -> str | None:

@@ -17,6 +17,7 @@ class About(NamedTuple):
     """What it looks at, after "expected that"."""
     why: str
     """Why that matters."""
+    remedy: str = ""
 
 
 _FILE = Path(__file__).parent / "templates" / "checks.yaml"
@@ -37,9 +38,11 @@ def passed(name: str, figure: str) -> Finding:
     return Finding(name=name, verdict="passed", figure=figure)
 
 
-def judged(name: str, good: bool, figure: str, remedy: str) -> Finding:
-    """Returns a Finding that passed or failed; the remedy is for the latter."""
-    return Finding(name=name, verdict="passed" if good else "failed", figure=figure, remedy="" if good else remedy)
+def judged(name: str, good: bool, figure: str, remedy: str = "") -> Finding:
+    """Returns a Finding that passed or failed; the remedy, by default the check's usual one, is for the latter."""
+    if good:
+        return passed(name, figure)
+    return Finding(name=name, verdict="failed", figure=figure, remedy=remedy or ABOUT[name].remedy)
 
 
 def refuse_failed(findings: Sequence[Finding]) -> None:
