@@ -96,10 +96,8 @@ def _masked(context: CheckContext, number: int, name: str, folder: Path) -> None
         return
     if _is_quantised(context, name, "masked", folder):
         return
-    architecture, shapes = (
-        weights.architecture(folder),
-        {key: one.shape for key, one in weights.headers(folder).items()},
-    )
+    architecture = weights.architecture(folder)
+    shapes = {key: one.shape for key, one in weights.headers(folder).items()}
     parts, counts, expected_counts = parts_in(one.teacher.mask), architecture.counted(shapes), architecture.expected()
     if not any(counts[part] for part in parts):
         expected = f"matrices of {' or '.join(parts) or 'some part'} in {folder}"

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from masters_ray.data.tables import AT_A_TIME, DAMAGED, Chosen, Row, Table, plain, reading
 from masters_ray.errors import DataError
 from masters_ray.progress import say
@@ -35,7 +33,7 @@ class HubTable(Table):
 
     def units(self) -> Iterator[tuple[int, Row]]:
         data = self._data().with_format("arrow")
-        yield from enumerate((row for batch in data.iter(AT_A_TIME) for row in plain(_one(batch))), 1)
+        yield from enumerate((row for batch in data.iter(AT_A_TIME) for row in plain(batch)), 1)
 
     def count(self) -> int:
         data = self._data()
@@ -51,7 +49,7 @@ class HubTable(Table):
             return
         with reading(self.name, *self.errors):
             batches = data.select(chosen).with_format("arrow").iter(AT_A_TIME)
-            rows = (row for batch in batches for row in plain(_one(batch)))
+            rows = (row for batch in batches for row in plain(batch))
             for index, row in zip(chosen, rows, strict=True):
                 yield f"{self.name}:{index + 1}", row
 
@@ -62,7 +60,7 @@ class HubTable(Table):
             return
         with reading(self.name, *self.errors, remedy=self.remedy):
             for batch in data.select_columns([name]).with_format("arrow").iter(1024):
-                yield from plain(_one(batch))
+                yield from plain(batch)
 
     def _data(self) -> Any:
         if self._opened is None:
@@ -77,8 +75,3 @@ class HubTable(Table):
                 told = "datasets guesses the types of its values (007 is read as 7)"
                 say(f"{self.name}: {told}; to keep them as they are written, download its files and name these")
         return self._opened
-
-
-def _one(table: pa.Table) -> pa.RecordBatch:
-    [batch] = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
-    return batch

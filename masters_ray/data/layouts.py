@@ -243,9 +243,6 @@ def _pairs(dialogue: Any) -> Iterator[tuple[str, list[Any], Any]]:
         raise BadRowError("turns: a question without an answer")
 
 
-_WHO, _WHAT = ("from", "role"), ("value", "content")
-
-
 def _parts(said: Any, number: int) -> tuple[str, list[Any]]:
     """Returns a turn's text, with a marker for each picture among its parts, and these."""
     if isinstance(said, str):

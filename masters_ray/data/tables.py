@@ -252,18 +252,12 @@ def reading(name: str, *others: type[Exception], remedy: str = DAMAGED) -> Itera
         raise DataError(f"{name}: cannot be read ({reason}). {remedy}") from error
 
 
-def _picked(units: Iterable[T], chosen: Chosen) -> Iterator[T]:
+def _picked(units: Iterator[T], chosen: Chosen) -> Iterator[T]:
     if chosen is None:
         yield from units
         return
-    wanted = iter(chosen.tolist())
-    index = next(wanted, None)
-    for place, unit in enumerate(units):
-        if index is None:
-            return
-        if place == index:
-            yield unit
-            index = next(wanted, None)
+    for skipped in np.diff(chosen, prepend=-1) - 1:
+        yield from itertools.islice(units, skipped, skipped + 1)
 
 
 def _rows_of(batches: Iterable[pa.RecordBatch], chosen: Chosen) -> Iterator[tuple[int, Row]]:
@@ -281,7 +275,7 @@ def _rows_of(batches: Iterable[pa.RecordBatch], chosen: Chosen) -> Iterator[tupl
         first += len(batch)
 
 
-def plain(batch: pa.RecordBatch) -> list[Row]:
+def plain(batch: pa.RecordBatch | pa.Table) -> list[Row]:
     """Returns the rows of a batch, floats of 32 bits with their shortest decimals."""
     for (index, name), (narrow, text, wide) in itertools.product(enumerate(batch.schema.names), _WIDER):
         if batch.column(index).type == narrow:
