@@ -60,12 +60,12 @@ class Folder:
 
     def names(self, beginning: str = "") -> list[str]:
         """Returns the sorted names of files that start with ``beginning``; none when the directory does not exist."""
-        names = sorted(name for name, is_file in self._entries() if is_file)
+        names = sorted(one.base_name for one in self._entries() if one.is_file)
         return [name for name in names if name.startswith(beginning) and not name.endswith((HALF_WRITTEN, DAMAGED))]
 
     def folders(self) -> list[str]:
         """Returns the sorted names of subdirectories."""
-        return sorted(name for name, is_file in self._entries() if not is_file)
+        return sorted(one.base_name for one in self._entries() if not one.is_file)
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
@@ -100,25 +100,21 @@ class Folder:
 
     def bytes(self) -> int:
         """Returns the size of the folder's files together."""
-        with writing(self, done="listed"):
-            if self.on_disk:
-                return sum(one.stat().st_size for one in Path(self._path).iterdir() if one.is_file())
-            found = self.filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
-            return sum(one.size for one in found if one.is_file)
+        return sum(one.size for one in self._entries() if one.is_file)
 
     def try_writing(self) -> None:
         """Tests write access: writes a file and removes it."""
         self.write("tried", b"")
         self.remove("tried")
 
-    def _entries(self) -> list[tuple[str, bool]]:
-        """Returns (name, whether it is a file) of each entry of the folder."""
+    def _entries(self) -> list[fs.FileInfo]:
+        """Returns every entry of the folder; none when there is no folder."""
         with writing(self, done="listed"):
-            if self.on_disk:  # not by pyarrow: its listing threads sometimes abort a process that ends right afterwards
-                place = Path(self._path)
-                return [(one.name, one.is_file()) for one in (place.iterdir() if place.is_dir() else ())]
-            found = self.filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
-            return [(one.base_name, one.is_file) for one in found]
+            place: Any = fs.FileSelector(self._path, allow_not_found=True)
+            if self.on_disk:  # pyarrow's listing threads sometimes abort a process that ends right afterwards
+                place = list(map(str, Path(self._path).iterdir())) if Path(self._path).is_dir() else []
+            found: list[fs.FileInfo] = self.filesystem.get_file_info(place)
+            return found
 
     def _ask(self, done: str, name: str, ask: Any, *arguments: Any) -> Any:
         with writing(self / name, done=done):
