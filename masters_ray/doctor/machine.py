@@ -11,7 +11,9 @@ from masters_ray.checks.context import CheckContext
 from masters_ray.doctor.files import of_context
 from masters_ray.learner.work import available_memory
 from masters_ray.models import weights
-from masters_ray.plan.memory import learner_bytes
+from masters_ray.plan import gib
+from masters_ray.plan.forecast import uses_gpus
+from masters_ray.plan.memory import BYTES, learner_bytes
 from masters_ray.preflight.findings import Finding, judged, passed
 
 _DRIVER = 580
@@ -29,22 +31,18 @@ def memory(context: CheckContext) -> Finding:
         if not torch.cuda.is_available():
             return Finding(name="memory", verdict="not done", figure="this machine has no GPU")
         room = torch.cuda.get_device_properties(0).total_memory
-        figure = f"a learner worker holds {_gib(learner.device)} of its GPU's {_gib(room)}"
+        figure = f"a learner worker holds {gib(learner.device)} of its GPU's {gib(room)}"
         remedy = "Raise learner.zero_stage, workers or offload, set lora.rank, or lower tokens_per_micro_batch."
         return judged("memory", learner.device < room, figure, remedy)
     engines = sum(
-        model.replicas * (4 if model.engine.dtype == "float32" else 2) * weights.parameter_count(folders[name])
+        model.replicas * BYTES[model.engine.dtype] * weights.parameter_count(folders[name])
         + model.replicas * (model.engine.kv_cache_memory_bytes or 2**30)
         for name, model in config.models.items()
         if name in folders
     )
     needed, room = max(engines, learner.device * config.learner.workers), available_memory()
-    figure = f"engines hold {_gib(engines)}, the learner {_gib(learner.device)}, {_gib(room)} are available"
+    figure = f"engines hold {gib(engines)}, the learner {gib(learner.device)}, {gib(room)} are available"
     return judged("memory", needed < room, figure, "Fewer replicas, smaller models, or another machine.")
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 def disk(context: CheckContext) -> Finding:
@@ -57,7 +55,7 @@ def credentials(context: CheckContext) -> Finding:
 
 def shm(_: CheckContext) -> Finding:
     free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
-    return judged("shm", free >= _SHM, f"{_gib(free)} free, {_gib(_SHM)} wanted")
+    return judged("shm", free >= _SHM, f"{gib(free)} free, {gib(_SHM)} wanted")
 
 
 def ports(_: CheckContext) -> Finding:
@@ -66,7 +64,7 @@ def ports(_: CheckContext) -> Finding:
 
 
 def driver(context: CheckContext) -> Finding:
-    if not _wants_gpus(context):
+    if not uses_gpus(context.config):
         return Finding(name="driver", verdict="not done", figure="no GPU is asked for")
     version = Path("/proc/driver/nvidia/version")
     text = version.read_text(encoding="utf-8") if version.is_file() else ""
@@ -76,17 +74,12 @@ def driver(context: CheckContext) -> Finding:
 
 
 def compiler(context: CheckContext) -> Finding:
-    if not _wants_gpus(context):
+    if not uses_gpus(context.config):
         return Finding(name="compiler", verdict="not done", figure="no GPU is asked for")
     found = shutil.which("gcc") or shutil.which("clang")
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     figure = f"{found or 'no gcc or clang'}, {header if header.is_file() else f'no {header}'}"
     return judged("compiler", bool(found) and header.is_file(), figure)
-
-
-def _wants_gpus(context: CheckContext) -> bool:
-    config = context.config
-    return any([config.learner.gpus, *(model.gpus for model in config.models.values())])
 
 
 MACHINE: dict[str, Callable[[CheckContext], Finding]] = {

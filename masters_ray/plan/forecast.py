@@ -136,12 +136,12 @@ def learning(
 
 def cores_of(config: Config) -> float:
     """Returns the cores that all processes share; infinite where they have GPUs."""
-    if _uses_gpus(config):
+    if uses_gpus(config):
         return math.inf
     return float(min(config.cluster.local_cpus or math.inf, os.cpu_count() or 1))
 
 
-def _uses_gpus(config: Config) -> bool:
+def uses_gpus(config: Config) -> bool:
     return any([config.learner.gpus, *(model.gpus for model in config.models.values())])
 
 
@@ -166,7 +166,7 @@ def forecast(config: Config, rates: Rates, questions: int, held_out: int, cores:
         learning=learned,
         phases=_phases(config, rates, learned, offline, online, made_before, held_out),
         store_bytes=None if rates.row_bytes is None else rows * rates.row_bytes,
-        unit="GPU" if _uses_gpus(config) else "CPU",
+        unit="GPU" if uses_gpus(config) else "CPU",
     )
 
 

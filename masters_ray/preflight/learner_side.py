@@ -70,9 +70,8 @@ def _on_a_worker(settings: Learner, function: Callable[..., T], *arguments: Any)
 
 
 def measure(checkpoint: str, settings: Learner, problems: list[Problem]) -> Probe:
-    folder, device = weights.locate(checkpoint), _device(settings)
+    folder, device, dtype = _placed(checkpoint, settings)
     problems += [replace(one, id=f"{one.id} without pictures", pictures=()) for one in problems if one.pictures]
-    dtype = "float32" if _has_room(weights.parameter_count(folder) * 4, device) else settings.dtype
     fault = ""
     try:
         hf.check_names(folder)
@@ -108,8 +107,7 @@ def _masked(
     problems: list[Problem],
     answers: list[list[TokenIds]],
 ) -> tuple[MaskReport, Logprobs]:
-    folder, device = weights.locate(checkpoint), _device(settings)
-    dtype = "float32" if _has_room(weights.parameter_count(folder) * 4, device) else settings.dtype
+    folder, device, dtype = _placed(checkpoint, settings)
     model, report = hf.load_masked(folder, dtype, ratio, parts)
     model, chat = model.to(device), Chat(folder)
     found: Logprobs = []
@@ -120,14 +118,11 @@ def _masked(
     return report, found
 
 
-def _device(settings: Learner) -> torch.device:
-    return torch.device("cuda" if settings.gpus else "cpu")
-
-
-def _has_room(needed: int, device: torch.device) -> bool:
-    if device.type == "cuda":
-        return needed < 0.6 * torch.cuda.mem_get_info(device)[0]
-    return needed < 0.5 * work.available_memory()
+def _placed(checkpoint: str, settings: Learner) -> tuple[Path, torch.device, str]:
+    """Returns a checkpoint's directory, the device for it, and its number format: float32 where there is room."""
+    folder, device = weights.locate(checkpoint), torch.device("cuda" if settings.gpus else "cpu")
+    room = 0.6 * torch.cuda.mem_get_info(device)[0] if settings.gpus else 0.5 * work.available_memory()
+    return folder, device, "float32" if 4 * weights.parameter_count(folder) < room else settings.dtype
 
 
 def exported(config: Config, target: Path) -> Path:
