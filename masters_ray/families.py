@@ -27,10 +27,8 @@ Counts = Mapping[Part, Callable[[Mapping[str, Any], Mapping[str, Any]], int]]
 class Fused(NamedTuple):
     """Tensors that hold several of the method's matrices, one after the other along their output axis."""
 
-    names: str
-    """Regular expression of the tensors' names."""
-    sizes: Callable[[Mapping[str, Any]], Sequence[int]]
-    """text_config → relative sizes of the matrices."""
+    names: str  # regular expression of the tensors' names
+    sizes: Callable[[Mapping[str, Any]], Sequence[int]]  # text_config → relative sizes of the matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +37,15 @@ class Family:
     """Part → regular expression of its weights' names, from their beginning; the first match counts."""
     matrices: Counts = field(default_factory=dict)
     fused: Sequence[Fused] = ()
-    unmasked: str = "$^"
-    """Matrices that no mask changes, such as routers."""
-    ignored: str = "$^"
-    """Weights that the engines do not load; they belong to no part."""
+    unmasked: str = "$^"  # matrices that no mask changes, such as routers
+    ignored: str = "$^"  # weights that the engines do not load; they belong to no part
     layout: GroupLayout = "prompt_once"
     padded: Sequence[str] = ()
     """Inputs of the vision tower whose second axis counts tiles: zeros fill it up when prompts are joined."""
     remask: Literal["in_place", "restart"] = "in_place"
     """Whether a running engine takes in weights of another mask, or has to start anew."""
-    experts_in_out: bool = False
-    """Whether the engine reads a tensor of all experts as [experts, in, out] alone."""
-    caches_prefixes: bool = True
-    """Whether the engine can keep the keys and values of a prompt for the next request."""
+    experts_in_out: bool = False  # whether the engine reads a tensor of all experts as [experts, in, out] alone
+    caches_prefixes: bool = True  # whether the engine can keep the keys and values of a prompt for the next request
 
 
 class Cut(NamedTuple):
@@ -147,8 +141,7 @@ PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 class Architecture:
     """A family's facts applied to one checkpoint."""
 
-    config: Mapping[str, Any]
-    """The content of config.json."""
+    config: Mapping[str, Any]  # the content of config.json
 
     @property
     def model_type(self) -> str:

@@ -39,12 +39,9 @@ class _Part(NamedTuple):
 @dataclass(frozen=True)
 class Harness:
     python: Path
-    include: Path | None = None
-    """Folder with tasks of one's own."""
-    judge_url: str = ""
-    """OpenAI-compatible address that ends in /v1; its key is OPENAI_API_KEY."""
-    judge_model: str = ""
-    """Default: the first that the address serves."""
+    include: Path | None = None  # folder with tasks of one's own
+    judge_url: str = ""  # OpenAI-compatible address that ends in /v1; its key is OPENAI_API_KEY
+    judge_model: str = ""  # default: the first that the address serves
     version: str = ""
 
     def proven(self, *, judges: bool) -> Self:

@@ -17,17 +17,13 @@ _JUDGE = "A local vllm serve will do: --judge-url http://127.0.0.1:8000/v1"
 class Benchmark:
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
-    task: str
-    """lmms-eval's id of a task, or of a group of tasks whose questions are pooled."""
+    task: str  # lmms-eval's id of a task, or of a group of tasks whose questions are pooled
     name: str = ""
-    metric: str | None = None
-    """What is reported; None: the task's first metric."""
-    out_of: float = 1.0
-    """The metric's value when every answer is right."""
+    metric: str | None = None  # what is reported; None: the task's first metric
+    out_of: float = 1.0  # the metric's value when every answer is right
     judge: str | None = None
     """What the harness expects behind a judge's address, such as /chat/completions; None: a rule marks."""
-    rule: str = ""
-    """How answers are marked, in words."""
+    rule: str = ""  # how answers are marked, in words
 
 
 @dataclass(frozen=True, kw_only=True)

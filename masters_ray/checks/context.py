@@ -17,19 +17,15 @@ class CheckContext:
 
     config: Config
     complaints: list[Complaint]
-    not_checked: list[str] = field(default_factory=list)
-    """What checks left out, and why."""
-    all_rows: bool = False
-    """Read all rows of the data, not only the first 200."""
+    not_checked: list[str] = field(default_factory=list)  # what checks left out, and why
+    all_rows: bool = False  # read all rows of the data, not only the first 200
     scratch: Path = Path()
     folders: dict[str, Path] = field(default_factory=dict)
     """Key of ``config.models`` → directory of its checkpoint, if that is complete and on this machine."""
-    directory: RunDirectory | None = None
-    """The run's directory, if it can be opened."""
+    directory: RunDirectory | None = None  # the run's directory, if it can be opened
     loaded: dict[str, Problems] = field(default_factory=dict)
     """Source ("train", "held_out") → its rows, if they could be read."""
-    digest: str | None = None
-    """Digest of the training questions; None: not all rows were read."""
+    digest: str | None = None  # digest of the training questions; None: not all rows were read
 
     def complain(self, where: str, expected: str, found: str, remedy: str = "") -> None:
         """Adds a complaint, unless there is one about this key or a key in this section: then it is a consequence."""

@@ -63,8 +63,7 @@ class RowLayout:
         self._fields = source.fields
         names = [key for name in vars(_DEFAULTS) if name != "turns" for key in getattr(self._fields, name)]
         names = [key.removesuffix("?") for key in (*names, self._fields.turns or "")]
-        self.keys = {part for key in names for part in (key, key.partition(".")[0])}
-        """Columns that are read."""
+        self.keys = {part for key in names for part in (key, key.partition(".")[0])}  # columns that are read
 
     def drafts(self, row: Mapping[str, Any]) -> list[Draft]:
         """Returns the questions of a row: one, or one for each turn of a dialogue. Raises BadRowError."""

@@ -304,11 +304,9 @@ class _Copy:
 
     def __init__(self, reader: SourceReader, writer: SpoolWriter, first: int | None) -> None:
         self._reader, self._writer, self._first = reader, writer, first
-        self.taken = array("I")
-        """Numbers of the usable questions, as they were added."""
+        self.taken = array("I")  # numbers of the usable questions, as they were added
         self.read = 0
-        self.more = False
-        """Whether only ``first`` were looked at, and there are more."""
+        self.more = False  # whether only ``first`` were looked at, and there are more
 
     def draw(self, order: np.ndarray, quota: int) -> None:
         """Adds the first ``quota`` usable questions of ``order``, kinds balanced. order: numbers of all questions."""
@@ -373,10 +371,8 @@ class Overlap:
 
     same_question: int
     """Held-out questions that are training questions too: same words (case and punctuation aside) and pictures."""
-    same_picture: int
-    """Other held-out questions whose pictures occur in training."""
-    examples: list[str]
-    """Ids of the first three ``same_question``."""
+    same_picture: int  # other held-out questions whose pictures occur in training
+    examples: list[str]  # ids of the first three ``same_question``
 
 
 def overlap(train: Problems, held_out: Problems) -> Overlap:

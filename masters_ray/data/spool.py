@@ -47,14 +47,10 @@ class SourceCounts:
 
     name: str
     path: str
-    taken: int
-    """Questions that are used."""
-    set_aside: int
-    """Rows that were read and cannot be used."""
-    size: int | None
-    """Questions of the source; None: not counted."""
-    more: bool
-    """Whether only the first were looked at, and there are more."""
+    taken: int  # questions that are used
+    set_aside: int  # rows that were read and cannot be used
+    size: int | None  # questions of the source; None: not counted
+    more: bool  # whether only the first were looked at, and there are more
 
 
 class Problems(Sequence[Problem]):
@@ -163,17 +159,12 @@ class Problems(Sequence[Problem]):
 class MappedRow:
     """A question of a source as a problem, or why it is rejected."""
 
-    outcome: Problem | Rejected
-    """A problem has the digests of its pictures."""
-    number: int = 0
-    """Of the question in its source, from 0."""
-    unused: Sequence[str] = ()
-    """Columns with a value that are not read."""
+    outcome: Problem | Rejected  # a problem has the digests of its pictures
+    number: int = 0  # of the question in its source, from 0
+    unused: Sequence[str] = ()  # columns with a value that are not read
     changes: Sequence[str] = ()
-    files: dict[str, Stamp] = field(default_factory=dict)
-    """Picture files that were read, with their stamps from before."""
-    further: int = 0
-    """Questions of the same row that are not asked."""
+    files: dict[str, Stamp] = field(default_factory=dict)  # picture files that were read, with their stamps from before
+    further: int = 0  # questions of the same row that are not asked
 
 
 class SpoolWriter:

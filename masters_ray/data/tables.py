@@ -45,8 +45,7 @@ class Table(ABC):
 
     errors: ClassVar[tuple[type[Exception], ...]] = ()
     """What reading may raise beside the errors of files, text and Arrow."""
-    remedy = DAMAGED
-    """What mends a table that cannot be read."""
+    remedy = DAMAGED  # what mends a table that cannot be read
 
     def __init__(self, name: str, folder: Path | None) -> None:
         """folder: of relative picture paths; None: they have none."""

@@ -26,10 +26,8 @@ class Effect:
     """What a lever does to a forecast."""
 
     lever: Lever
-    seconds: float
-    """Wall seconds saved; below 0: lost."""
-    device_hours: float
-    """Hours of held devices saved."""
+    seconds: float  # wall seconds saved; below 0: lost
+    device_hours: float  # hours of held devices saved
     store_bytes: float
 
 
@@ -38,10 +36,8 @@ class Plan:
     config: Config
     source: Source
     forecast: Forecast
-    others: list[Forecast]
-    """Of the online shares and replicas asked for."""
-    effects: list[Effect]
-    """Those that change something, the largest saving first."""
+    others: list[Forecast]  # of the online shares and replicas asked for
+    effects: list[Effect]  # those that change something, the largest saving first
     engines: Mapping[str, EngineBytes]
     """Section of the configuration → what a rank of its engine holds, where checkpoints are on this machine."""
     learner: WorkerBytes | None

@@ -5,12 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    memory: float
-    """Bytes."""
-    operations: float
-    """Floating-point operations per second of bfloat16 products."""
-    bandwidth: float
-    """Bytes per second of its memory."""
+    memory: float  # bytes
+    operations: float  # floating-point operations per second of bfloat16 products
+    bandwidth: float  # bytes per second of its memory
 
 
 CARDS = {

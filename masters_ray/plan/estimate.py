@@ -43,26 +43,19 @@ _STORED, _TEXT = 1.92, 16.0
 class Lengths:
     """Means of the data."""
 
-    prompt: float
-    """Tokens of a question with its pictures."""
-    answer: float
-    """Tokens of an answer."""
-    picture_bytes: float = 0.0
-    """Encoded bytes of a question's pictures."""
+    prompt: float  # tokens of a question with its pictures
+    answer: float  # tokens of an answer
+    picture_bytes: float = 0.0  # encoded bytes of a question's pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Engine:
     """A replica of a model on its cards."""
 
-    parameters: float
-    """That a token passes: of a mixture, those of the experts that it is sent to."""
-    weights: float
-    """Bytes of all its ranks."""
-    token: float
-    """Bytes of a token in the KV cache."""
-    room: float
-    """Tokens that the KV cache holds."""
+    parameters: float  # that a token passes: of a mixture, those of the experts that it is sent to
+    weights: float  # bytes of all its ranks
+    token: float  # bytes of a token in the KV cache
+    room: float  # tokens that the KV cache holds
     sequences: int
     operations: float
     bandwidth: float

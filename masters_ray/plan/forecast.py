@@ -28,24 +28,19 @@ from masters_ray.replicas.processes import Processes, for_measuring, for_rollout
 class LearningTimes:
     """Times and counts of the learner's phase."""
 
-    seconds: float
-    """Length of the phase, start included."""
+    seconds: float  # length of the phase, start included
     waited_seconds: float
     ages: tuple[int, ...]
     """For each iteration learned from its own groups: the optimizer steps by which their writer was behind."""
-    late: int
-    """Online iterations whose groups did not come in time."""
-    questions: int
-    """Questions in the online iterations whose groups were begun."""
-    published: int
-    """Versions that the learner published, without version 0."""
+    late: int  # online iterations whose groups did not come in time
+    questions: int  # questions in the online iterations whose groups were begun
+    published: int  # versions that the learner published, without version 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseForecast:
     seconds: float
-    devices: float
-    """GPUs that the phase's processes hold; CPUs where the run uses no GPU."""
+    devices: float  # GPUs that the phase's processes hold; CPUs where the run uses no GPU
     busy: Mapping[str, float]
     """Pool, or learner → fraction of the phase in which one of it works; mean over its replicas or workers."""
 
@@ -64,15 +59,11 @@ class Forecast:
     online_fraction: float
     replicas: Mapping[str, int]
     steps: int
-    rows: int
-    """Rows stored before learning."""
+    rows: int  # rows stored before learning
     learning: LearningTimes
-    phases: Mapping[str, PhaseForecast]
-    """By their names in a run's journal, in the order of a run."""
-    store_bytes: float | None
-    """Of the stages' stores; None: not known."""
-    unit: str
-    """GPU or CPU."""
+    phases: Mapping[str, PhaseForecast]  # by their names in a run's journal, in the order of a run
+    store_bytes: float | None  # of the stages' stores; None: not known
+    unit: str  # GPU or CPU
 
     @property
     def seconds(self) -> float:

@@ -9,10 +9,8 @@ from masters_ray.config import Config
 @dataclass(frozen=True, kw_only=True)
 class Lever:
     name: str
-    words: tuple[str, ...]
-    """``key=value`` overrides that make the change."""
-    costs: str
-    """What is given up."""
+    words: tuple[str, ...]  # ``key=value`` overrides that make the change
+    costs: str  # what is given up
 
 
 def levers(config: Config) -> Iterator[Lever]:

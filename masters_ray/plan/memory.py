@@ -23,10 +23,8 @@ class WorkerBytes:
     optimizer: float
     activations: float
     logits: float
-    buffers: float
-    """What DeepSpeed exchanges gradients through."""
-    host: float
-    """In the node's memory: what is offloaded."""
+    buffers: float  # what DeepSpeed exchanges gradients through
+    host: float  # in the node's memory: what is offloaded
 
     @property
     def device(self) -> float:
@@ -39,12 +37,9 @@ class EngineBytes:
     """What one rank of an engine holds, in bytes."""
 
     weights: float
-    cache: float
-    """What is left for the KV cache; below 0 the engine does not start."""
-    token: float
-    """Of the KV cache, per token of a sequence."""
-    room: float
-    """All that the engine may take."""
+    cache: float  # what is left for the KV cache; below 0 the engine does not start
+    token: float  # of the KV cache, per token of a sequence
+    room: float  # all that the engine may take
 
     def sequences(self, tokens: int) -> float:
         """Returns how many sequences of so many tokens the cache holds."""

@@ -39,8 +39,7 @@ class GroupMaking:
     """Pool (teacher, student, judge) → number of replicas. In online iterations the judge's keep the weights before
     training and are the reference policy, too."""
     batch_rows: int
-    cores: float = float("inf")
-    """Replicas that can work at the same time: on CPUs, cores that they share."""
+    cores: float = float("inf")  # replicas that can work at the same time: on CPUs, cores that they share
 
     def seconds(self, questions: int) -> float:
         """Returns the seconds until the last group is made. A replica takes calls one at a time, in the order of
@@ -111,18 +110,14 @@ class Rates:
     """Seconds until all replicas of the student hold a version: median over the versions."""
     start_seconds: NonNegativeFloat | None = None
     """Seconds of the learner's phase beside steps, waiting and publishing; None: unknown, as the phase still lasts."""
-    engines_seconds: NonNegativeFloat = 0.0
-    """Start of the engines, once for each teacher."""
+    engines_seconds: NonNegativeFloat = 0.0  # start of the engines, once for each teacher
     mask_seconds: NonNegativeFloat = 0.0
     """Seconds of a stage's rollouts phase beside its batches: the next mask, the store's end."""
-    evaluation_seconds: NonNegativeFloat = 0.0
-    """Seconds of measuring a model, per held-out question."""
-    measuring_seconds: NonNegativeFloat = 0.0
-    """The rest of measuring the trained student: its engines' start."""
+    evaluation_seconds: NonNegativeFloat = 0.0  # seconds of measuring a model, per held-out question
+    measuring_seconds: NonNegativeFloat = 0.0  # the rest of measuring the trained student: its engines' start
     once: dict[str, NonNegativeFloat] = dataclasses.field(default_factory=dict)
     """Phase → seconds of what a run does once, whatever its size: data, checks, the start and end of Ray."""
-    row_bytes: NonNegativeFloat | None = None
-    """Bytes of a stored row with its pictures; None: not known."""
+    row_bytes: NonNegativeFloat | None = None  # bytes of a stored row with its pictures; None: not known
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -32,8 +32,7 @@ class Asked:
     rates: Path | None = None
     probes: bool = False
     questions: int | None = None
-    shares: str = ""
-    """Online fractions with commas between; "": that of the configuration."""
+    shares: str = ""  # online fractions with commas between; "": that of the configuration
     replicas: Sequence[str] = ()
     prompt_tokens: float | None = None
     answer_tokens: float | None = None
@@ -49,15 +48,13 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    told: str
-    """What the rates are, in words."""
+    told: str  # what the rates are, in words
     rates: Rates
     rates_of: Callable[[Config], Rates]
     """The rates at which a changed configuration is forecast: estimates depend on it, measured rates do not."""
     questions: int
     held_out: int
-    room: float
-    """Bytes of a GPU's memory; 0 where no GPU is used or named."""
+    room: float  # bytes of a GPU's memory; 0 where no GPU is used or named
     folders: Mapping[str, Path]
     remarks: list[str] = field(default_factory=list)
 

@@ -13,10 +13,8 @@ Verdict = Literal["passed", "failed", "not done"]
 
 
 class About(NamedTuple):
-    what: str
-    """What it looks at, after "expected that"."""
-    why: str
-    """Why that matters."""
+    what: str  # what it looks at, after "expected that"
+    why: str  # why that matters
     remedy: str = ""
 
 
@@ -29,8 +27,7 @@ ABOUT = {name: About(**told) for name, told in yaml.safe_load(_FILE.read_text(en
 class Finding:
     name: str
     verdict: Verdict
-    figure: str
-    """What was measured, in words."""
+    figure: str  # what was measured, in words
     remedy: str = ""
 
 

@@ -38,16 +38,11 @@ class Probe:
     """A student's answers to some questions with the learner's log-probs, which engines are compared with."""
 
     problems: list[Problem]
-    answers: list[list[TokenIds]]
-    """Of each question: its label, and what the model writes."""
-    alone: Logprobs
-    """From transformers' forward pass over a prompt and one answer."""
-    together: Logprobs
-    """From the learner's batch of all of them."""
-    dtype: str
-    """Number format of both."""
-    export_fault: str
-    """Why the export is not the model; "" if it is."""
+    answers: list[list[TokenIds]]  # of each question: its label, and what the model writes
+    alone: Logprobs  # from transformers' forward pass over a prompt and one answer
+    together: Logprobs  # from the learner's batch of all of them
+    dtype: str  # number format of both
+    export_fault: str  # why the export is not the model; "" if it is
 
 
 def probe(config: Config, problems: Sequence[Problem]) -> Probe:

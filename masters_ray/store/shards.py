@@ -38,24 +38,18 @@ class Manifest:
     """What a finished store holds."""
 
     rows: int
-    shards: list[dict[str, Any]]
-    """name, rows and sha256 of each shard, in the order of their rows."""
-    made_by: dict[str, Any]
-    """What the writer noted of the whole store: ratio, sparsity, digests, seconds, counts."""
-    key: str
-    """Digest of the store's key."""
+    shards: list[dict[str, Any]]  # name, rows and sha256 of each shard, in the order of their rows
+    made_by: dict[str, Any]  # what the writer noted of the whole store: ratio, sparsity, digests, seconds, counts
+    key: str  # digest of the store's key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
     """The questions of a shard."""
 
-    asked: dict[int, str]
-    """Position → digest of each question."""
-    rejected: dict[int, Rejected]
-    """Position → why the question was set aside; all other questions have a row."""
-    noted: dict[str, Any]
-    """What else the writer notes of the shard: counts, seconds."""
+    asked: dict[int, str]  # position → digest of each question
+    rejected: dict[int, Rejected]  # position → why the question was set aside; all other questions have a row
+    noted: dict[str, Any]  # what else the writer notes of the shard: counts, seconds
 
     @property
     def rows(self) -> int:
@@ -158,14 +152,10 @@ def read_accounts(folder: Where, within: range | None = None) -> dict[str, Accou
 class Survey:
     """The result of reading all files of a store completely."""
 
-    accounts: dict[str, Account]
-    """Undamaged shard → its account."""
-    digests: dict[str, str]
-    """Undamaged shard → SHA-256 of its file."""
-    made_by: set[str]
-    """Digests of the keys that the shards carry."""
-    broken: dict[str, str]
-    """Damaged or missing file of the store → what is wrong with it."""
+    accounts: dict[str, Account]  # undamaged shard → its account
+    digests: dict[str, str]  # undamaged shard → SHA-256 of its file
+    made_by: set[str]  # digests of the keys that the shards carry
+    broken: dict[str, str]  # damaged or missing file of the store → what is wrong with it
 
 
 def survey(folder: Where, key: str | None = None) -> Survey:
@@ -218,8 +208,7 @@ class Writer:
         """Sets damaged files aside. Raises StoreError when the store is finished and undamaged, or when its shards were
         written with another key."""
         self.folder = Folder(folder)
-        self.key: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
-        """As ``read_key`` returns it."""
+        self.key: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))  # as ``read_key`` returns it
         self._key = digest_of(self.key)
         found = survey(self.folder, self._key)
         finished = self.folder.has(MANIFEST)
