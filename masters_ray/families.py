@@ -122,8 +122,7 @@ def _family(entry: Mapping[str, Any]) -> Family:
 _TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 FAMILIES = {name: _family(entry) for name, entry in _TABLE["families"].items()}
 """model_type, or model_type/text_config.model_type where the text model matters, → the family."""
-UNKNOWN = _family(_TABLE["unknown"])
-"""For types that the table does not know."""
+UNKNOWN = _family(_TABLE["unknown"])  # for types that the table does not know
 ELSEWHERE: dict[str, str] = _TABLE["elsewhere"]
 """model_type → what to take in place of a layout that needs code of its own."""
 
@@ -131,8 +130,7 @@ PLACEHOLDER_IDS = re.compile(r"(image|video|audio)_token_(id|index)")
 """Keys of config.json that name the placeholder tokens of pictures, videos or sounds."""
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Keys of config.json for an operation on the head's logits; None and 1 mean no operation."""
-TEXT_INPUTS = ("input_ids", "attention_mask")
-"""Outputs of a processor that the learner makes itself."""
+TEXT_INPUTS = ("input_ids", "attention_mask")  # outputs of a processor that the learner makes itself
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 """Outputs of a processor with a number per token of the prompt; an answer's tokens have 0."""
 

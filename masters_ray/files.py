@@ -16,8 +16,7 @@ from masters_ray.errors import MastersError, StoreError, writing
 T = TypeVar("T")
 
 MADE_AGAIN = "Delete it to make it again."
-HALF_WRITTEN = ".tmp"
-"""Suffix of a file's name while it is being written."""
+HALF_WRITTEN = ".tmp"  # suffix of a file's name while it is being written
 Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """Type of a record's field whose number may be missing: NaN in Python, null in JSON."""
 

@@ -20,8 +20,7 @@ from masters_ray.progress import say
 from masters_ray.report.render import share
 from masters_ray.report.summary import BENCHMARKS, SUMMARY, BenchmarkRow, read_benchmarks, read_summary
 
-Measurable = tuple[Path, str, HostedModel]
-"""Checkpoint, its digest, and how it is loaded."""
+Measurable = tuple[Path, str, HostedModel]  # checkpoint, its digest, and how it is loaded
 
 
 def measure(file: str, overrides: list[str], suite_file: str, tasks: list[str], harness: Harness) -> Path:

@@ -23,8 +23,7 @@ from masters_ray.report.summary import BenchmarkScore
 
 _VERSION = "from importlib.metadata import version; print(version('lmms-eval'))"
 _RESULTS = "_results.json"
-_SHOWN = 25
-"""Lines of a log that an error shows."""
+_SHOWN = 25  # lines of a log that an error shows
 
 
 class _Part(NamedTuple):

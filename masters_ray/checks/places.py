@@ -16,8 +16,7 @@ from masters_ray.progress import say
 from masters_ray.replicas import placement
 from masters_ray.store import MANIFEST, OTHER_RECIPE, SHARD, Folder, difference
 
-COPY = "working_dir_files"
-"""Name of Ray's directory of copies of submitted projects."""
+COPY = "working_dir_files"  # name of Ray's directory of copies of submitted projects
 
 
 def not_in_a_copy(context: CheckContext) -> None:

@@ -12,8 +12,7 @@ from masters_ray.method import schedule
 from masters_ray.pipeline import inputs
 from masters_ray.progress import say
 
-FIRST = 200
-"""Rows of a source that are read without ``all_rows``."""
+FIRST = 200  # rows of a source that are read without ``all_rows``
 
 
 def files(context: CheckContext) -> None:

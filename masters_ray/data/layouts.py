@@ -36,8 +36,7 @@ _CHOICES = re.compile(
 """Names of columns that seem to hold choices; column A is mostly followed by B, C …"""
 _SPEAKERS = dict.fromkeys(("human", "user"), "user") | dict.fromkeys(("gpt", "assistant", "model"), "model")
 _SPEAKERS["system"] = "system"
-_WHO, _WHAT = ("from", "role"), ("value", "content")
-"""Keys of a turn's speaker and text."""
+_WHO, _WHAT = ("from", "role"), ("value", "content")  # keys of a turn's speaker and text
 _LISTED = " or ".join(_SPEAKERS)
 _MARKER = re.compile(r"<image(?:[ _]?(\d+))?>")
 _NAMED_INSIDE = re.compile(r"(?i)<(img|video|audio)\b[^>]*>")

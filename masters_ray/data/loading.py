@@ -29,10 +29,8 @@ from masters_ray.files import new_file
 from masters_ray.progress import say
 from masters_ray.records import Picture, Problem, Rejected
 
-Checked: TypeAlias = tuple[Picture, set[str]]
-"""A picture with its digest, and the changes made while decoding."""
-_HOPELESS = 1000
-"""Questions of a source after which reading ends if none of them can be used."""
+Checked: TypeAlias = tuple[Picture, set[str]]  # a picture with its digest, and the changes made while decoding
+_HOPELESS = 1000  # questions of a source after which reading ends if none of them can be used
 
 
 class SourceReader:

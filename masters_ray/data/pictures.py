@@ -24,10 +24,8 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from masters_ray.data.texts import BadPictureError, BadRowError, cut, shown
 from masters_ray.records import Picture, Problem
 
-Stamp: TypeAlias = tuple[int, int]
-"""A file's size in bytes and modification time in ns; (-1, -1): no readable file."""
-PILLOW_MAX_PIXELS = 178_956_970
-"""Pillow opens no picture with more pixels."""
+Stamp: TypeAlias = tuple[int, int]  # a file's size in bytes and modification time in ns; (-1, -1): no readable file
+PILLOW_MAX_PIXELS = 178_956_970  # Pillow opens no picture with more pixels
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 """Formats that are decoded; without EPS and WMF, which start other programs, and without containers of formats."""
 TURNED = "turned upright"
@@ -35,11 +33,9 @@ ON_WHITE = "transparent and put on white"
 SCALED = "scaled from 16 bits of grey to 8"
 FIRST_FRAME = "animated or of several pages, of which the first is taken"
 
-_LARGE = 4_000_000
-"""Pixels above which few pictures are decoded at a time; a pixel may need 20 bytes."""
+_LARGE = 4_000_000  # pixels above which few pictures are decoded at a time; a pixel may need 20 bytes
 _LARGE_ONES = threading.Semaphore(4)
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
-"""EXIF orientation → Image.Transpose that turns the picture upright."""
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation → Image.Transpose that turns the picture upright
 _BASE64 = re.compile(r"(?i:data):[^,]*;base64,|(?=(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{60})")
 """Beginning of base64: a data: address, or the content of a PNG, JPEG, GIF or WebP."""
 

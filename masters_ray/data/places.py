@@ -28,8 +28,7 @@ _KINDS: dict[str, Callable[..., Table]] = {
     ".tsv": partial(Separated, delimiter="\t"),
     ".tar": Archive,
 }
-_ARROW = ".arrow"
-"""Suffix of files that ``datasets`` reads."""
+_ARROW = ".arrow"  # suffix of files that ``datasets`` reads
 _READ = ", ".join([*_KINDS, _ARROW])
 _MAGIC = {
     rb"\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd": ("a compressed file", "Name it so, as in rows.jsonl.gz."),
@@ -43,8 +42,7 @@ _SPLIT = re.compile(
     r"(?:^|[-_./])((?:mini)?(?:train(?:ing|val)?|test(?:dev|_?std)?|val(?:id(?:ation)?)?|dev|eval))(?=$|[-_./\d])"
 )
 _SAME = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation"}
-_DESCRIBING = ("dataset_info.json", "dataset_infos.json", "meta.json", "stats.json")
-"""Files beside rows that hold none."""
+_DESCRIBING = ("dataset_info.json", "dataset_infos.json", "meta.json", "stats.json")  # files beside rows that hold none
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 
 

@@ -35,10 +35,8 @@ THREADS = min(32, 2 * len(os.sched_getaffinity(0)))
 _FIELDS = {**dict.fromkeys(("start", "digest", "asked", "shown", "id"), "<u8"), "number": "<u4", "size": "<u4"}
 _ENTRY = np.dtype(list(_FIELDS.items()))
 _PLACE = 20
-_AT_A_TIME = 1 << 14
-"""Entries that are read at a time."""
-_NOTES = 2048
-"""Rejected rows, and notes of picture files, in a block; pictures whose repeated notes are left out."""
+_AT_A_TIME = 1 << 14  # entries that are read at a time
+_NOTES = 2048  # rejected rows, and notes of picture files, in a block; pictures whose repeated notes are left out
 
 
 @dataclass(frozen=True, kw_only=True)

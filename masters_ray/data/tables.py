@@ -25,12 +25,9 @@ from masters_ray.data.texts import BadRowError, cut, shown
 from masters_ray.errors import DataError
 
 T = TypeVar("T")
-Row: TypeAlias = dict[str, Any] | BadRowError
-"""Key → value of a row, or why the row cannot be read."""
-Chosen: TypeAlias = np.ndarray | None
-"""Ascending indices of rows from 0; None: all."""
-AT_A_TIME = 64
-"""Rows that are held at a time: each may hold pictures."""
+Row: TypeAlias = dict[str, Any] | BadRowError  # key → value of a row, or why the row cannot be read
+Chosen: TypeAlias = np.ndarray | None  # ascending indices of rows from 0; None: all
+AT_A_TIME = 64  # rows that are held at a time: each may hold pictures
 _WIDER = (
     (pa.float32(), pa.string(), pa.float64()),
     (pa.list_(pa.float32()), pa.list_(pa.string()), pa.list_(pa.float64())),

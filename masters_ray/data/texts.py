@@ -9,12 +9,9 @@ from typing import Any
 
 from masters_ray.records import Problem, RejectedBy
 
-NO_SPECIAL = "(?!)"
-"""A regular expression that matches nothing."""
-LONGEST, _SHOWN = 300, 100
-"""Most characters in a message of a reason, or of all column names; of a value."""
-_DIGITS = 30
-"""Numbers with more digits before or after the point keep their exponent."""
+NO_SPECIAL = "(?!)"  # a regular expression that matches nothing
+LONGEST, _SHOWN = 300, 100  # most characters in a message of a reason, or of all column names; of a value
+_DIGITS = 30  # numbers with more digits before or after the point keep their exponent
 _BLANKS = "".join(one for one in map(chr, range(0x3001)) if one.isspace())
 _INVISIBLE = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 """Zero-width spaces and direction marks, which come along when text is copied from web pages and spreadsheets."""

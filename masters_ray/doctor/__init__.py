@@ -28,8 +28,7 @@ from masters_ray.report.render import render
 
 MODELS = ("packing", "export", "agreement", "pictures", "masks", "teacher", "remask", "judge", "reload")
 """Checks that load the models."""
-_MOST_RATIOS = 2e9
-"""Parameters of a teacher up to which each ratio is compared; of a larger one the largest and 0 are."""
+_MOST_RATIOS = 2e9  # parameters of a teacher up to which each ratio is compared; of a larger one the largest and 0 are
 
 
 class Doctor:

@@ -16,8 +16,7 @@ from masters_ray.plan.forecast import uses_gpus
 from masters_ray.plan.memory import BYTES, learner_bytes
 from masters_ray.preflight.findings import Finding, judged, passed
 
-_DRIVER = 580
-"""Oldest major version of the driver for CUDA 13, which torch's and vLLM's packages are built for."""
+_DRIVER = 580  # oldest major version of the driver for CUDA 13, which torch's and vLLM's packages are built for
 _SHM = 2**30
 
 

@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 RESOLUTION = 1e-6
 """Precision to which divergences are compared, in nats. Divergences of equal answers differ by rounding, which scaling
 to [0, 1] would amplify in a group whose divergences lie close together."""
-EPSILON = 1e-6
-"""ε that is added to the standard deviation of the rewards."""
-FLAT = 1e-4
-"""A group with a smaller reward range has advantages 0: rounding noise must not become a full-size gradient."""
+EPSILON = 1e-6  # ε that is added to the standard deviation of the rewards
+FLAT = 1e-4  # a group with a smaller reward range has advantages 0: rounding noise must not become a full-size gradient
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,7 @@ _VQA_SIGNS = ';/[]"{}()=+\\_-><@`!'
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _VQA_NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS)} | {"none": "0"}
 
-Form = Callable[[str], str]
-"""Normaliser: two texts are equal when it maps both to the same text."""
+Form = Callable[[str], str]  # normaliser: two texts are equal when it maps both to the same text
 _MARKUP = re.compile(r"[*`$\"{}]|(?<!\w)_|_(?!\w)")
 _DECLARED = re.compile(
     r"(?:\b(?:answer|option|choice)\s*(?:(?:is|would be)\b|[:=]|(?=\s))|\bi (?:choose|select|pick)\b"

@@ -20,8 +20,7 @@ from masters_ray.config import Part
 from masters_ray.errors import CheckpointError
 from masters_ray.families import Architecture, Cut, without_numbers
 
-_DIGIT = 16
-"""Bits that one pass counts. The first digit lacks the sign."""
+_DIGIT = 16  # bits that one pass counts; the first digit lacks the sign
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -23,16 +23,11 @@ _PRODUCTS, _READS, _LEARNING = 0.5, 0.7, 0.35
 """Fractions of a card's operations (engines), of its bandwidth, and of its operations while learning."""
 _HOST_SECONDS = 0.3e-3
 """Of an engine's host, per sequence and step: scheduling, sampling, log-probs. Fitted to appendix F.9."""
-_SCORED_SECONDS = 14e-6
-"""Of an engine's host, per scored token."""
-_PICTURE_SECONDS = 0.08
-"""Of an engine's host, per question with pictures."""
-_VERDICT_PROMPT, _VERDICT = 350, 120
-"""Tokens of a judge's prompt beside the answer, and of its reply."""
-_DISK = 1e9
-"""Bytes per second at which a rank reads weights."""
-_LINK = 25e9
-"""Bytes per second from the learner to an engine: a link of 200 Gbit/s."""
+_SCORED_SECONDS = 14e-6  # of an engine's host, per scored token
+_PICTURE_SECONDS = 0.08  # of an engine's host, per question with pictures
+_VERDICT_PROMPT, _VERDICT = 350, 120  # tokens of a judge's prompt beside the answer, and of its reply
+_DISK = 1e9  # bytes per second at which a rank reads weights
+_LINK = 25e9  # bytes per second from the learner to an engine: a link of 200 Gbit/s
 _START, _ONCE = 90.0, {"checks": 60.0, "everything else": 60.0}
 """Seconds of an engine's or the learner's start beside reading weights; of what a run does once."""
 _STORED, _TEXT = 1.92, 16.0

@@ -9,8 +9,7 @@ from masters_ray.pipeline import run
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 
-_BATCHES = 6
-"""Batches of a stage before learning: enough to keep all replicas busy after the first, which warm up."""
+_BATCHES = 6  # batches of a stage before learning: enough to keep all replicas busy after the first, which warm up
 _HELD_OUT = 256
 _LEAST_ONLINE = 0.2
 

@@ -20,8 +20,7 @@ from masters_ray.plan.memory import engine_bytes, learner_bytes
 from masters_ray.plan.rates import Rates
 from masters_ray.records import Problem
 
-_LOOKED_AT = 32
-"""Questions whose tokens are counted."""
+_LOOKED_AT = 32  # questions whose tokens are counted
 _ASKED = "Name rates (--rates), measure them (--probe), or set cluster.gpu for an estimate."
 
 

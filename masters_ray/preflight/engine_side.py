@@ -18,10 +18,8 @@ from masters_ray.preflight.learner_side import Logprobs, Probe, TokenIds
 from masters_ray.records import Problem, Refused
 from masters_ray.replicas.pool import Pool
 
-_EXACT, _COARSE = 1e-4, 0.05
-"""Largest difference of one forward pass from another, nats per token: float32, bfloat16."""
-_JUDGE = 0.7
-"""Least fraction of planted right answers, and of wrong ones, that a judge must tell."""
+_EXACT, _COARSE = 1e-4, 0.05  # largest difference of one forward pass from another, nats per token: float32, bfloat16
+_JUDGE = 0.7  # least fraction of planted right answers, and of wrong ones, that a judge must tell
 
 
 def ratios(config: Config) -> list[float]:

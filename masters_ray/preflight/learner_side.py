@@ -27,10 +27,8 @@ from masters_ray.records import Answer, JudgedAnswer, Problem, RolloutGroup, Sco
 
 T = TypeVar("T")
 TokenIds = tuple[int, ...]
-Logprobs = list[list[np.ndarray]]
-"""float32 [tokens] of each answer of each question."""
-_WRITTEN = 16
-"""Tokens of the answer that the model writes."""
+Logprobs = list[list[np.ndarray]]  # float32 [tokens] of each answer of each question
+_WRITTEN = 16  # tokens of the answer that the model writes
 
 
 @dataclass(frozen=True, kw_only=True)

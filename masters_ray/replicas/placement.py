@@ -12,8 +12,7 @@ from masters_ray.replicas.processes import Processes
 
 _INEXACT = 1e-9  # tolerance for amounts that are sums of fractions such as 0.1
 
-Nodes = Sequence[Mapping[str, float]]
-"""Total resources of each node: "CPU" and "GPU"; a missing name means 0."""
+Nodes = Sequence[Mapping[str, float]]  # total resources of each node: "CPU" and "GPU"; a missing name means 0
 
 
 @dataclass(frozen=True, kw_only=True)

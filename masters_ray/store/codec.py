@@ -12,8 +12,7 @@ from masters_ray.errors import StoreError
 from masters_ray.records import TokenScores
 
 LEVELS = 511
-_BLOCK = 2048
-"""Tokens decoded at a time, so that their arrays stay in the processor's cache."""
+_BLOCK = 2048  # tokens decoded at a time, so that their arrays stay in the processor's cache
 _LOG = 2 * np.log(np.maximum(np.arange(LEVELS + 1), 0.25)).astype(np.float32)
 """float32 [LEVELS + 1], log of each root's square; root 0, a probability rounded to 0, counts as 0.25."""
 

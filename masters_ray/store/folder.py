@@ -12,8 +12,7 @@ from pyarrow import fs
 from masters_ray.errors import DamagedError, StoreError, without_secrets, writing
 from masters_ray.files import HALF_WRITTEN, write_bytes
 
-DAMAGED = ".damaged"
-"""Suffix of files that were set aside; ``Folder.names`` leaves them out."""
+DAMAGED = ".damaged"  # suffix of files that were set aside; ``Folder.names`` leaves them out
 
 
 class Folder:
@@ -131,5 +130,4 @@ def undamaged(where: object) -> Iterator[None]:
         raise DamagedError(f"{where}: not as it was written ({told})") from error
 
 
-Where: TypeAlias = str | Path | Folder
-"""What names a store: a path, an address, or an open folder."""
+Where: TypeAlias = str | Path | Folder  # what names a store: a path, an address, or an open folder

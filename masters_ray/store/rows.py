@@ -22,8 +22,7 @@ def _list(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_field("element", kind))  # lists of nullable elements are read half as fast
 
 
-LOGPROBS = _list(pa.float32())
-"""Type of a student's log-probs of the tokens of an answer."""
+LOGPROBS = _list(pa.float32())  # type of a student's log-probs of the tokens of an answer
 _WRITTEN = pa.schema(
     [
         _field("source", pa.string()),

@@ -22,8 +22,7 @@ from masters_ray.store.rows import PARQUET
 
 MANIFEST = "manifest.json"
 KEY = "key.json"
-SHARD = "shard-"
-"""Prefix of the names of shards."""
+SHARD = "shard-"  # prefix of the names of shards
 FORMAT = 9
 OTHER_RECIPE = (
     "Set it back, or choose another run.dir (and rollout.store) and name the directory of these stores in "

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributed import BroadcastOptions, ProcessGroupGloo, TCPStore
 
-Backend = Literal["nccl", "gloo"]
-"""nccl: GPU to GPU; gloo: CPU to CPU on one host."""
+Backend = Literal["nccl", "gloo"]  # nccl: GPU to GPU; gloo: CPU to CPU on one host
 
 _SILENCE = timedelta(seconds=120)
 _WATCHDOG = timedelta(minutes=10)  # time after which NCCL's watchdog ends a process whose group could not be aborted
