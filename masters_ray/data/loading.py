@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import tempfile
 import time
 from array import array
 from collections import defaultdict
@@ -230,8 +231,8 @@ def load(
     made_by = [[asdict(one.source), [table.stamp() for table in one.tables]] for one in readers]
     key = json.dumps([FORMAT, PIL.__version__, made_by, seed, most, max_pictures, max_pixels, special, first])
     if (problems := _kept(spool, key)) is None:
-        with new_file(spool, DataError) as content, SpoolWriter(content) as writer:
-            _write(readers, writer, seed, most, first, key)
+        with new_file(spool, DataError) as content, tempfile.TemporaryFile(dir=spool.parent) as entries:
+            _write(readers, SpoolWriter(content, entries), seed, most, first, key)
         problems = Problems(spool)
     refuse_too_many(problems, max_quarantined_share)
     return problems

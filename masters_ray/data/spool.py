@@ -8,13 +8,12 @@ import json
 import os
 import re
 import struct
-import tempfile
 import unicodedata
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +99,10 @@ class Problems(Sequence[Problem]):
     @property
     def rejected(self) -> Iterator[Rejected]:
         """Reads the rows that were set aside."""
-        return (Rejected(**row) for row in self._notes("rejected"))
+        for block in self._blocks["rejected"]:
+            with self._whole():
+                found = self._read(*block)
+            yield from (Rejected(**row) for row in found)
 
     def column(self, name: str) -> np.ndarray:
         """Returns uint64 [problems] in their order: "digest" of the whole problem; "shown": of its pictures' contents;
@@ -133,12 +135,6 @@ class Problems(Sequence[Problem]):
             own = f"{fields['id']}#{number}" if number else fields["id"]
             return Problem(**fields | {"id": own})
 
-    def _notes(self, name: str) -> Iterator[Any]:
-        for block in self._blocks[name]:
-            with self._whole():
-                found = self._read(*block)
-            yield from found
-
     def _mapped(self, start: int, count: int, kind: str) -> np.ndarray:
         return np.memmap(self._file, kind, "r", start, (count,)) if count else np.empty(0, kind)
 
@@ -166,12 +162,11 @@ class MappedRow:
 
 
 class SpoolWriter:
-    """Writes a spool into an empty file. Used as a context, which removes the temporary files."""
+    """Writes a spool into an empty file."""
 
-    def __init__(self, content: BinaryIO) -> None:
-        self._content = content
-        temporary = self._temporary = ExitStack()
-        self._entries = temporary.enter_context(tempfile.TemporaryFile(dir=Path(content.name).parent))  # noqa: SIM115
+    def __init__(self, content: BinaryIO, entries: BinaryIO) -> None:
+        """entries: an empty temporary file, for what is in memory only column by column."""
+        self._content, self._entries = content, entries
         self._waiting: dict[str, list[Any]] = {"rejected": [], "files": []}
         self._blocks: dict[str, list[tuple[int, int]]] = {"rejected": [], "files": []}
         self._noted: dict[str, None] = {}
@@ -180,12 +175,6 @@ class SpoolWriter:
         self._kinds: set[str] = set()
         self._bare = self._further = 0
         self.accepted = 0
-
-    def __enter__(self) -> "SpoolWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._temporary.close()
 
     def add(self, mapped: MappedRow) -> None:
         """Adds the next question."""
