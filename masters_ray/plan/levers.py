@@ -24,12 +24,9 @@ def levers(config: Config) -> Iterator[Lever]:
         yield Lever(name=f"twice the {pool}'s replicas", words=tuple(words), costs="devices")
     yield Lever(name="twice the workers", words=(f"learner.workers={2 * learner.workers}",), costs="devices")
     if rollout.online_fraction:
-        half = rollout.online_fraction / 2
-        yield Lever(
-            name="half the online share",
-            words=(f"rollout.online_fraction={half:g}",),
-            costs="fresh answers (appendix F.2: 0.3 points at most)",
-        )
+        half = (f"rollout.online_fraction={rollout.online_fraction / 2:g}",)
+        lost = "fresh answers (appendix F.2: 0.3 points at most)"
+        yield Lever(name="half the online share", words=half, costs=lost)
     if {judge.of_teacher, judge.of_student} != {"rule"}:
         rule = ("judge.of_teacher=rule", "judge.of_student=rule")
         yield Lever(name="a rule as judge", words=rule, costs="right answers in other words than the label's")

@@ -49,11 +49,13 @@ class EngineBytes:
 def learner_bytes(learner: Learner, checkpoint: Path) -> WorkerBytes:
     """Returns a worker's peak. Sharded by ZeRO: the optimizer's state from stage 1, gradients from 2, weights at 3."""
     architecture = weights.architecture(checkpoint)
-    sizes = {name: math.prod(entry.shape) for name, entry in weights.headers(checkpoint).items()}
+    shapes = {name: entry.shape for name, entry in weights.headers(checkpoint).items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     total = sum(sizes.values())
     trained = sum(size for name, size in sizes.items() if architecture.part_of(name) not in learner.frozen)
     if learner.lora.rank:
-        trained = _adapters(architecture, checkpoint, learner.lora.rank)
+        matrices = [one for name, one in shapes.items() if architecture.part_of(name) == "language" and len(one) == 2]
+        trained = learner.lora.rank * sum(map(sum, matrices))
     bytes_each, stage, workers = BYTES[learner.dtype], learner.zero_stage, learner.workers
     held = total * bytes_each / (workers if stage == 3 else 1)
     gradients = trained * 4 / (workers if stage >= 2 else 1)
@@ -71,14 +73,6 @@ def learner_bytes(learner: Learner, checkpoint: Path) -> WorkerBytes:
         buffers=BUCKET * bytes_each if stage else 0.0,
         host=host,
     )
-
-
-def _adapters(architecture: Architecture, checkpoint: Path, rank: int) -> int:
-    found = 0
-    for name, entry in weights.headers(checkpoint).items():
-        if architecture.part_of(name) == "language" and len(entry.shape) == 2:
-            found += rank * sum(entry.shape)
-    return found
 
 
 def _activations(architecture: Architecture, learner: Learner, bytes_each: int) -> float:

@@ -195,7 +195,8 @@ def _around(
     directory: RunDirectory, phases: Mapping[str, float], stages: Sequence[tuple[int, StageOutcome]], wall: float
 ) -> dict[str, Any]:
     """Returns the rates of what is around rollouts and steps."""
-    asked = _asked(directory)
+    marks = directory.evaluation("student_before")
+    asked = len(read_marks(marks)) if marks.exists() else 0
     measuring = phases.get("evaluation before", 0.0) / (2 * asked) if asked else 0.0
     beside = phases.get("rollouts", 0.0) - sum(one.seconds for _, one in stages)
     rows = sum(one.rows for _, one in stages)
@@ -208,9 +209,3 @@ def _around(
         | {"everything else": max(0.0, wall - sum(phases.values()))},
         "row_bytes": sum(one.stored_bytes for _, one in stages) / rows if rows else None,
     }
-
-
-def _asked(directory: RunDirectory) -> int:
-    """Returns the number of held-out questions."""
-    file = directory.evaluation("student_before")
-    return len(read_marks(file)) if file.exists() else 0
