@@ -14,8 +14,7 @@ from masters_ray import cluster, preflight
 from masters_ray.checks import pair
 from masters_ray.checks.context import CheckContext
 from masters_ray.config import Config, read
-from masters_ray.doctor.files import FILES, NEEDS
-from masters_ray.doctor.machine import MACHINE
+from masters_ray.doctor.quick import FILES, MACHINE, NEEDS
 from masters_ray.errors import Complaint, ConfigError, MastersError
 from masters_ray.files import write_json, write_text
 from masters_ray.models import weights

@@ -98,7 +98,7 @@ def test_too_little_disk_fails_the_disk_alone(tmp_path: Path, monkeypatch: pytes
 
 
 def test_too_little_memory_and_a_small_shm_fail_their_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("masters_ray.doctor.machine.available_memory", lambda: 2**20)
+    monkeypatch.setattr("masters_ray.doctor.quick.available_memory", lambda: 2**20)
     assert failed(outcome(tmp_path)) == {"memory"}
     monkeypatch.undo()
     usage = shutil.disk_usage
