@@ -14,8 +14,7 @@ from pathlib import Path
 
 from masters_ray.config import Config, HostedModel
 from masters_ray.models import weights
-from masters_ray.plan.cards import Card
-from masters_ray.plan.memory import BYTES, engine_bytes, token_bytes
+from masters_ray.plan.memory import BYTES, Card, engine_bytes, token_bytes
 from masters_ray.plan.rates import Rates
 from masters_ray.records import Source
 

@@ -1,4 +1,4 @@
-"""Memory of a learner worker and of an engine, computed from shapes (ZeRO's arithmetic)."""
+"""Cards, and the memory of a learner worker and of an engine, computed from shapes (ZeRO's arithmetic)."""
 
 import math
 from dataclasses import dataclass
@@ -12,6 +12,27 @@ from masters_ray.models import weights
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _ENGINE, _STEP = 1.5e9, 3e5
 """Bytes that an engine takes beside weights and KV cache: context and CUDA graphs; per token of its largest step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A GPU as its vendor's data sheet has it; dense bfloat16 operations."""
+
+    memory: float  # bytes
+    operations: float  # floating-point operations per second of bfloat16 products
+    bandwidth: float  # bytes per second of its memory
+
+
+CARDS = {
+    "a100-80gb": Card(memory=80e9, operations=312e12, bandwidth=2.04e12),
+    "h100-80gb": Card(memory=80e9, operations=989e12, bandwidth=3.35e12),
+    "h200": Card(memory=141e9, operations=989e12, bandwidth=4.8e12),
+    "l40s": Card(memory=48e9, operations=362e12, bandwidth=0.864e12),
+    "rtx4090": Card(memory=24e9, operations=165e12, bandwidth=1.008e12),
+    "a10g": Card(memory=24e9, operations=125e12, bandwidth=0.6e12),
+    "l4": Card(memory=24e9, operations=121e12, bandwidth=0.3e12),
+}
+"""``cluster.gpu`` → card. The H200's numbers are those of 141 GB of HBM3e."""
 
 
 @dataclass(frozen=True, kw_only=True)

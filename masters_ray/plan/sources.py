@@ -14,9 +14,8 @@ from masters_ray.errors import CheckpointError, Complaint, ConfigError
 from masters_ray.models import weights
 from masters_ray.pipeline import inputs
 from masters_ray.plan import probe
-from masters_ray.plan.cards import CARDS
 from masters_ray.plan.estimate import Lengths, estimated
-from masters_ray.plan.memory import engine_bytes, learner_bytes
+from masters_ray.plan.memory import CARDS, engine_bytes, learner_bytes
 from masters_ray.plan.rates import Rates
 from masters_ray.records import Problem
 

@@ -8,10 +8,9 @@ import pytest
 from masters_ray.config import Config, Engine, HostedModel, Judge, Learner, Lora, Rollout, Teacher
 from masters_ray.method import schedule
 from masters_ray.models import weights
-from masters_ray.plan.cards import CARDS
 from masters_ray.plan.estimate import Lengths, active_parameters, estimated, learner_operations
 from masters_ray.plan.forecast import learning
-from masters_ray.plan.memory import engine_bytes, learner_bytes
+from masters_ray.plan.memory import CARDS, engine_bytes, learner_bytes
 from masters_ray.plan.rates import GroupMaking, Rates
 from tests import facts
 from tests.conftest import PAIR
