@@ -110,8 +110,7 @@ class RowLayout:
 
     def kind(self, row: Mapping[str, Any]) -> Any:
         """Returns the value of the kind, None where there is none. Raises BadRowError."""
-        found = self._value(row, "kind")
-        return _or_none(found)
+        return _or_none(self._value(row, "kind"))
 
     def _images(self, row: Mapping[str, Any]) -> Any:
         if not self._fields.image:

@@ -73,7 +73,7 @@ class SourceReader:
         found = []
         for table in self.tables:
             keys = [key.removesuffix("?") for key in self.source.fields.kind]
-            rows = table.column(keys[0]) if len(keys) == 1 else _rows(table)
+            rows = table.column(keys[0]) if len(keys) == 1 else (row for _, row in table.rows())
             own = (numbers.setdefault(self._kind_of(row), len(numbers)) for row in rows)
             found.append(np.fromiter(own, np.uint32))
         if len(numbers) <= 1:
@@ -194,10 +194,6 @@ class SourceReader:
 
     def _kind_of_value(self, value: Any) -> str:
         return _name(value, "kind") or self.source.name or "all"
-
-
-def _rows(table: Table) -> Iterator[Row]:
-    return (row for _, row in table.rows())
 
 
 def _name(value: Any, key: str) -> str | None:
