@@ -195,19 +195,18 @@ def _iterations(groups_per_step: int, share: float) -> list[schedule.Iteration]:
 
 def lines(rows: Sequence[Row]) -> Iterator[str]:
     """A head, a line for each online share, and what the columns mean."""
-    yield from columns(
-        [
-            {
-                "online": f"{100 * row.share:.0f} %",
-                "paper": "–" if row.paper_hours is None else f"{row.paper_hours:.0f} h",
-                "paper's rate": f"{row.literal_hours:.0f} h",
-                "GPUs beside": "not enough" if row.dedicated[0] is None else str(row.dedicated[0]),
-                "hours": f"{row.dedicated[1]:.1f} h",
-                f"same {GPUS} GPUs": f"{row.colocated_hours:.1f} h",
-            }
-            for row in rows
-        ]
-    )
+    table = [
+        {
+            "online": f"{100 * row.share:.0f} %",
+            "paper": "–" if row.paper_hours is None else f"{row.paper_hours:.0f} h",
+            "paper's rate": f"{row.literal_hours:.0f} h",
+            "GPUs beside": "not enough" if row.dedicated[0] is None else str(row.dedicated[0]),
+            "hours": f"{row.dedicated[1]:.1f} h",
+            f"same {GPUS} GPUs": f"{row.colocated_hours:.1f} h",
+        }
+        for row in rows
+    ]
+    yield columns([list(table[0]), *(list(row.values()) for row in table)])
     yield ""
     yield "paper: hours of training (appendix F.2)."
     yield "paper's rate: 0.5 h for every 1,000 online samples (appendix F.9), the others at 49 h for all."

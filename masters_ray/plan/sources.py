@@ -47,6 +47,7 @@ class Asked:
 @dataclass(frozen=True, kw_only=True)
 class Source:
     told: str  # what the rates are, in words
+    place: Path | None  # the run or file that the rates are of
     rates: Rates
     rates_of: Callable[[Config], Rates]
     """The rates at which a changed configuration is forecast: estimates depend on it, measured rates do not."""
@@ -77,7 +78,7 @@ def source(config: Config, load: Callable[[Sequence[str]], Config], file: str, a
             if config.growth:
                 counted["remarks"] = ["the probe measured the first teacher; larger ones take longer than is forecast"]
         rates = Rates.load(place)
-        return Source(told=f"{told} {place}", rates=rates, rates_of=lambda _: rates, **counted)
+        return Source(told=f"{told} {place}", place=place, rates=rates, rates_of=lambda _: rates, **counted)
     if card is None:
         raise ConfigError([Complaint("rates", "a run that was measured, or a card", "none", _ASKED)])
     if missing := config.models.keys() - here.keys():
@@ -90,7 +91,7 @@ def source(config: Config, load: Callable[[Sequence[str]], Config], file: str, a
     def rates_of(changed: Config) -> Rates:
         return estimated(changed, here, lengths, card)
 
-    return Source(told=told, rates=rates_of(config), rates_of=rates_of, remarks=remarks, **counted)
+    return Source(told=told, place=None, rates=rates_of(config), rates_of=rates_of, remarks=remarks, **counted)
 
 
 def _folders(config: Config) -> dict[str, Path]:
