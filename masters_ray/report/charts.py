@@ -81,7 +81,7 @@ def rows_chart(
 ) -> Markup:
     """Draws a row per label with the 95 % interval of every series, in percent. With several series the axis goes from
     0 to 100 %, and values are written beside the markers. name: unique on the page; singles: values of each row, drawn
-    as small dots; reference: x of a dashed line."""
+    as small dots below; reference: x of a dashed line."""
     if not labels:
         return Markup()
     several = len(series) > 1
@@ -95,7 +95,7 @@ def rows_chart(
             text = f"{value:.1f}" if math.isfinite(value) else "not measured"
             axes.text(np.nanmax([value, high, -0.2]) + 1.2, height, text, va="center", fontsize=8)
     for row, single in enumerate(singles):
-        axes.plot(100 * np.array(single), [row] * len(single), "o", color=COLOURS["before"], markersize=3.5)
+        axes.plot(100 * np.array(single), [row + 0.2] * len(single), "o", color=COLOURS["before"], markersize=3.5)
     if reference is not None:
         axes.axvline(100 * reference, color=COLOURS["muted"], linewidth=0.9, linestyle="--")
     if several:
@@ -115,18 +115,24 @@ def rows_chart(
 
 @_styled
 def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label: str, y_label: str) -> Markup:
-    """Draws a line per series that has a value, each point with its 95 % interval. name: unique on the page."""
+    """Draws a line per series that has a value, each point with its interval; points of the same x stand side by side.
+    A dashed line marks 0 if an interval reaches below it. name: unique on the page."""
     drawn = [one for one in series if any(one.means)]
     if not drawn:
         return Markup()
     figure, axes = _empty(4.7, 3.0, grid="y")
-    for one in drawn:
-        colour, (values, lows, highs) = COLOURS[one.colour], one.bounds
-        axes.plot(xs, values, color=colour, linewidth=1.4, marker=one.marker, markersize=4.5, label=one.label)
-        axes.vlines(xs, lows, highs, color=colour, linewidth=1.2)
+    bounds = np.array([one.bounds for one in drawn])
+    for place, (one, (values, lows, highs)) in enumerate(zip(drawn, bounds, strict=True)):
+        beside = np.array(xs) + 0.015 * (np.ptp(xs) or 1.0) * (place - (len(drawn) - 1) / 2)
+        colour = COLOURS[one.colour]
+        axes.plot(beside, values, color=colour, linewidth=0.8, marker=one.marker, markersize=4.5, label=one.label)
+        axes.vlines(beside, lows, highs, color=colour, linewidth=1.2)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.set_ylim(0, 1.06 * np.nanmax([one.bounds for one in drawn]) or 1.0)
+    if np.nanmin(bounds) < 0:
+        axes.axhline(0, color=COLOURS["muted"], linewidth=0.9, linestyle="--")
+    else:
+        axes.set_ylim(0, 1.06 * np.nanmax(bounds) or 1.0)
     figure.legend(loc="outside upper center", ncols=min(2, len(drawn)), frameon=False, handletextpad=0.4)
     return _svg(figure, name, f"{y_label} over {x_label}")
 

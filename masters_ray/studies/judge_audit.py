@@ -5,11 +5,13 @@ each model judges every answer twice, the second time in another order ─► ve
 """
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,8 +22,10 @@ from masters_ray.evaluate import Interval, kappa
 from masters_ray.files import read_record, write_json, write_lines
 from masters_ray.pipeline import run
 from masters_ray.pipeline.groups import JUDGES
+from masters_ray.pipeline.outcome import seen
 from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
+from masters_ray.plan.rates import Rates
 from masters_ray.progress import say, track
 from masters_ray.records import JudgedText
 from masters_ray.replicas import processes
@@ -29,8 +33,11 @@ from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.replicas.spec import specs
-from masters_ray.studies import publish, sample
-from masters_ray.studies.statistics import resampled
+from masters_ray.studies import publish, sample, sample_seconds, told_time
+from masters_ray.studies.statistics import resampled, resampled_share
+
+LIMITS = {"more right": (-0.05, 0.05), "κ": (0.6, math.inf), "consistency": (0.9, math.inf)}
+"""Measure of a judge → bounds within which it is fit to train on; the page says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +56,10 @@ class JudgeFigures:
     """Answers for which neither call was readable."""
     right: dict[str, float]
     """Source of the answers → fraction of the readable verdicts that say right."""
-    consistency: float | None
-    """Fraction of answers with equal verdicts in both passes, unreadable being a verdict; None for the rule."""
+    more_right: dict[str, Interval]
+    """Source → that fraction minus the rule's of the same answers; resamples whole questions."""
+    consistency: Interval
+    """Fraction of answers with equal verdicts in both passes, unreadable being a verdict; NaN for the rule."""
     seconds_per_answer: float | None
     """Wall seconds of the first pass per answer; None for the rule."""
 
@@ -84,6 +93,18 @@ class Disagreement:
     said: dict[str, str]
     """Judging model → its reply."""
 
+    @property
+    def judges(self) -> list[str]:
+        """The models whose verdict is not the rule's."""
+        return [name for name in self.said if self.verdicts[name] != self.verdicts["rule"]]
+
+    @property
+    def pattern(self) -> tuple[int, str]:
+        """0: a model says right of what the rule calls wrong, which training would reinforce; 1: wrong of what is
+        right; 2: unreadable verdicts alone. With the source of the answer."""
+        rule, said = self.verdicts["rule"], {self.verdicts[name] for name in self.judges}
+        return (2 if said == {None} else int(rule == 1)), self.case.source
+
 
 def audit_config(config: Config, questions: int, ratio: float) -> Config:
     """Returns the configuration of an audit's rollouts: judged by the rule, so that no answer is left out."""
@@ -99,7 +120,11 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Makes the missing parts of an audit, then figures, disagreements, table and page; Ray must be started. config:
     from ``audit_config``. Returns the page's path. Raises DataError when there are no answers."""
     questions, answers = config.data.train_rows or 0, config.group_size
-    say(f"{questions * answers:,} answers to {questions} questions are written, and judged twice by two models")
+    time = told_time([directory.root.parent], lambda rates: sample_seconds(config, rates) + _judging(config, rates))
+    say(
+        f"{questions * answers:,} answers to {questions} questions are written; two models judge each of them twice, "
+        f"which makes {4 * questions * answers:,} judgements: {time}"
+    )
     [folder] = run.generate(config, directory, config_file, measure=False)
     cases = list(store.read_judged(folder))
     if not cases:
@@ -111,30 +136,58 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
     first = {name: of[0].verdicts for name, of in passes.items()}
     differing = disagreements(cases, first)
     write_lines(directory.root / "disagreements.jsonl", differing)
+    judges, agreements = [judge_figures(name, cases, *of) for name, of in passes.items()], list(pairs(cases, first))
+    kappas = {one.first: one.kappa for one in agreements if (one.second, one.of) == ("rule", "all")}
     figures = {
+        "questions": len({case.position for case in cases}),
         "answers": len(cases),
         "rule": config.judge.rule,
-        "judges": [judge_figures(name, cases, *of) for name, of in passes.items()],
-        "pairs": list(pairs(cases, first)),
+        "judges": judges,
+        "kappas": kappas,
+        "fitness": {one.name: fitness(one, kappas.get(one.name)) for one in judges if one.name != "rule"},
+        "pairs": agreements,
         "disagreements": len(differing),
     }
-    name = directory.root.parent.name
-    return publish(directory.root, "judge_audit", figures, name=name, config=config, differing=differing)
+    pictures = {row.position: row.problem.pictures for row in store.read(folder)}
+    drawn = {"name": directory.root.parent.name, "differing": differing, "limits": LIMITS}
+    return publish(directory.root, "judge_audit", config, figures, **drawn, pictures=pictures, seen=seen)
+
+
+def fitness(judge: JudgeFigures, kappa: Interval | None) -> dict[str, Literal["fit", "unfit", "open"]]:
+    """Returns measure → whether its interval lies inside its limits, outside, or neither: κ with the rule, consistency,
+    and more right of each source's answers. A judge is unfit by one that is outside, and fit if all are inside."""
+    found = {f"more right, {source}": change for source, change in judge.more_right.items()}
+    found |= {"κ": kappa or resampled_share([], []), "consistency": judge.consistency}
+    said: dict[str, Literal["fit", "unfit", "open"]] = {}
+    for name, one in found.items():
+        low, high = LIMITS[name.partition(",")[0]]
+        inside, outside = low <= one.low and one.high <= high, one.high < low or one.low > high
+        said[name] = "fit" if inside else "unfit" if outside else "open"
+    return said
+
+
+def _judging(config: Config, rates: Rates) -> float:
+    """Returns the seconds of two models that judge twice, as a run's judge takes (if a rule judged, as answering)."""
+    calls = rates.calls.get("judge") or rates.calls["answer"]
+    once = (config.data.train_rows or 0) * max(calls.values()) / config.judge.replicas
+    return 2 * (rates.engines_seconds + 2 * once)
 
 
 def judge_figures(name: str, cases: Sequence[JudgedText], first: JudgePass, *again: JudgePass) -> JudgeFigures:
     """again: further passes of the same judge."""
     said = [one.accuracy for one in first.verdicts]
-    right: dict[str, list[int]] = {}
+    rows: dict[str, list[tuple[int, int, int]]] = {}
     for case, word in zip(cases, said, strict=True):
         if word is not None:
-            right.setdefault(case.source, []).append(word)
-    same = [one == other.accuracy for later in again for one, other in zip(said, later.verdicts, strict=True)]
+            rows.setdefault(case.source, []).append((word, word - case.accuracy, case.position))
+    read = {source: tuple(zip(*of, strict=True)) for source, of in rows.items()}
+    same = [int(one == other.accuracy) for later in again for one, other in zip(said, later.verdicts, strict=True)]
     return JudgeFigures(
         name=name,
         unjudged=said.count(None),
-        right={source: sum(words) / len(words) for source, words in right.items()},
-        consistency=sum(same) / len(same) if same else None,
+        right={source: sum(words) / len(words) for source, (words, _, _) in read.items()},
+        more_right={source: resampled_share(changes, asked, -1.0) for source, (_, changes, asked) in read.items()},
+        consistency=resampled_share(same, [case.position for case in cases] * len(again)),
         seconds_per_answer=None if first.seconds is None else first.seconds / len(cases),
     )
 

@@ -1,5 +1,6 @@
 """The mask scan: JSD of masked teacher and student per mask ratio (appendix F.4), and quality of its answers (F.3). A
-run should start at the ratio with the lowest JSD: less masking is harder to imitate, more distorts the teacher.
+run should start at the ratio with the lowest JSD, if that is known to be lower than without a mask: less masking is
+harder to imitate, more distorts the teacher.
 
 each ratio: the masked teacher answers, all answers are judged and scored ─► store ─► JSD to the student
 the student's answers are written once
@@ -24,8 +25,8 @@ from masters_ray.progress import say
 from masters_ray.records import JudgedText, StageOutcome
 from masters_ray.replicas.spec import absolute
 from masters_ray.report.charts import Series, line_chart
-from masters_ray.studies import publish
-from masters_ray.studies.statistics import resampled_mean, resampled_share
+from masters_ray.studies import publish, sample_seconds, told_time
+from masters_ray.studies.statistics import questions_needed, resampled_mean, resampled_share
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class Scanned:
     jsd_by_source: dict[str, Interval]
     jsd_by_kind: dict[str, Interval]
     against_best: Interval
-    """Mean over questions of the JSD minus the JSD at the best ratio."""
+    """Mean over questions of the JSD minus the JSD at the best ratio. The intervals of all ratios hold at once."""
     teacher_right: Interval | None
     """R_acc of the masked teacher's answers; None, here and below: no answer has it."""
     teacher_right_by_kind: dict[str, Interval]
@@ -56,10 +57,15 @@ class Scanned:
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     """Makes the missing parts of a scan; Ray must be started. config: from ``sample``. Returns the page's path."""
     rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train_rows or 0
+    # Measuring a row takes less than learning from it.
+    time = told_time(
+        [directory.root.parent],
+        lambda rates: sample_seconds(config, rates) + questions * ratios * rates.group_seconds,
+    )
     say(
         f"{questions} questions at {ratios} mask ratios: {questions * rollout.teacher_answers * ratios:,} answers of "
         f"masked teachers and {questions * rollout.student_answers:,} of the student are written and judged, "
-        f"{questions * config.group_size * ratios:,} are scored by teacher and student"
+        f"{questions * config.group_size * ratios:,} are scored by teacher and student: {time}"
     )
     folders = run.generate(config, directory, config_file, measure=False)
     manifests = [manifest for folder in folders if (manifest := store.read_manifest(folder))]
@@ -90,7 +96,9 @@ def scanned(
                 jsd=_mean(rows),
                 jsd_by_source={source: _mean(part) for source, part in _parts(rows, "source")},
                 jsd_by_kind={kind: _mean(part) for kind, part in _parts(rows, "kind")},
-                against_best=resampled_mean([own[position] - best[position] for position in shared]),
+                against_best=resampled_mean(
+                    [own[position] - best[position] for position in shared], comparisons=max(1, len(measured) - 1)
+                ),
                 teacher_right=_share(of_teacher, "accuracy"),
                 teacher_right_by_kind={kind: share for kind, part in kinds if (share := _share(part, "accuracy"))},
                 teacher_reasoning=_share(of_teacher, "reasoning"),
@@ -101,22 +109,23 @@ def scanned(
     return found
 
 
-def advise(found: Sequence[Scanned]) -> str:
-    """Says which ratio to start a run from, and which others are as good or too large."""
-    best = min(found, key=lambda one: one.jsd.value)
-    equal = [one.ratio for one in found if one is not best and not one.against_best.settled]
-    overmasked = sorted(one.ratio for one in found if one.ratio > best.ratio and one.against_best.settled)
-    text = "No mask brings the teacher nearer to the student: schedule.max_ratio=0."
-    if best.ratio:
-        keys = f"schedule.max_ratio={best.ratio:g} schedule.step={best.ratio / 4:g}"
-        text = f"The divergence is lowest at {best.ratio:g}: {keys}."
-    if best.ratio == max(one.ratio for one in found) and len(found) > 1:
-        text += " It is the largest ratio that was scanned: scan larger ones."
-    if equal:
-        text += f" These questions cannot tell it from {', '.join(f'{one:g}' for one in equal)}; more questions may."
-    if overmasked:
-        text += f" Over-masked: {', '.join(f'{one:g}' for one in overmasked)}; the divergence rises again there."
-    return text
+def advise(found: Sequence[Scanned]) -> dict[str, Any]:
+    """Returns what a scan says of a run's start, as ratios. lowest: of the lowest JSD; equal: not told from it; start:
+    None if nothing is known to be worse, or it is not known to be better than no mask; rival: the one to tell it from
+    before it is recommended, with the number of questions needed."""
+    best, others = min(found, key=lambda one: one.jsd.value), len(found) - 1
+    worse = [one.ratio for one in found if one.against_best.settled]
+    equal = {one.ratio: one.against_best for one in found if one is not best and not one.against_best.settled}
+    needed = {ratio: questions_needed(more, others) for ratio, more in equal.items()}
+    rival = 0.0 if 0.0 in needed else min(needed, key=lambda ratio: needed[ratio], default=None)
+    return {
+        "lowest": best.ratio,
+        "start": best.ratio if worse and 0.0 not in equal else None,
+        "equal": [*equal],
+        "over_masked": sorted(ratio for ratio in worse if ratio > best.ratio),
+        "rival": rival,
+        "needed": None if rival is None else needed[rival],
+    }
 
 
 def publish_scan(config: Config, folder: Path, found: Sequence[Scanned]) -> Path:
@@ -129,13 +138,15 @@ def publish_scan(config: Config, folder: Path, found: Sequence[Scanned]) -> Path
         Series("right answers (R_acc)", "teacher", "o", [one.teacher_right for one in found]),
         Series("supporting reasoning (R_rea)", "band", "D", [one.teacher_reasoning for one in found]),
     ]
+    more = [Series("more than the lowest", "after", "o", [one.against_best for one in found])]
     ratios, over = [100 * one.ratio for one in found], "mask ratio (%)"
     return publish(
         folder,
         "mask_scan",
+        config,
         {"questions": config.data.train_rows, "ratios": found, "advice": advise(found)},
         name=folder.parent.name,
-        config=config,
+        more_chart=line_chart("more", ratios, more, over, "JSD minus the lowest (nats)"),
         jsd_chart=line_chart("jsd", ratios, divergences, over, "JSD to the student (nats)"),
         quality_chart=line_chart("quality", ratios, rewards, over, "share of the teacher’s answers"),
         kinds=sorted({kind for one in found for kind in one.jsd_by_kind}),

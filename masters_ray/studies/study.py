@@ -6,8 +6,9 @@ the accuracies of the untrained models; other runs reuse rows made by the same r
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from masters_ray import checks, cluster
+from masters_ray import config as configuration
 from masters_ray.config import Config
 from masters_ray.config.load import leaves
 from masters_ray.errors import Complaint, ConfigError
@@ -24,15 +26,16 @@ from masters_ray.evaluate import Interval
 from masters_ray.files import read_record, write_json
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.run import run as make_run
-from masters_ray.pipeline.run_dir import RunDirectory, holds_rollouts_of
+from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
 from masters_ray.report.charts import Series, rows_chart
 from masters_ray.report.summary import read_metrics, read_summary
-from masters_ray.studies import publish
-from masters_ray.studies.statistics import mean, resampled_mean
+from masters_ray.studies import publish, runs
+from masters_ray.studies.statistics import mean, resampled_share
 
 Changes = Annotated[dict[str, Any], AfterValidator(lambda tree: dict(leaves(tree)))]
 """Dotted key → value; the file may have nested or dotted keys."""
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,21 +94,25 @@ def read(file: str) -> Study:
 
 
 def run(study: Study) -> Path:
-    """Makes every unfinished run of a study, then its table and page; returns the page's path. Raises ConfigError
-    before anything starts when a run's configuration is wrong, and the first MastersError of a run."""
-    configs = dict(_configs(study))
+    """Makes every unfinished run of a study; returns the path of its page, which is there from the start. Raises
+    ConfigError before anything starts when a run's configuration is wrong, and the first MastersError of a run."""
+    configs, told = dict(_configs(study)), dict[runs.Place, str]()
     todo = [place for place, config in configs.items() if not RunDirectory(config).finished]
-    say(f"{len(configs)} runs, {len(configs) - len(todo)} of them finished")
     if todo:
+        say(runs.cost(configs, Path(configuration.load(study.base).run.dir)))
+        say(f"page {drawn(study, configs, told)()}")
         with cluster.connected(configs[todo[0]].cluster):
             for number, place in enumerate(todo, 1):
                 say(f"run {number} of {len(todo)}: {place[0]}, seed {place[1]}")
-                _make(configs[place], configs.values(), study.base)
-    return publish_study(study, outcomes(study, configs))
+                told[place] = f"running since {datetime.now(UTC):{_TIME}}"
+                (write := drawn(study, configs, told))()
+                with runs.shown(write, told, place):
+                    _make(place, configs, study.base)
+    return drawn(study, configs, told)()
 
 
-def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[VariantOutcome]:
-    """configs: (variant, seed) → its. Raises StoreError when a file of a finished run is missing or damaged."""
+def outcomes(study: Study, configs: Mapping[runs.Place, Config]) -> list[VariantOutcome]:
+    """Raises StoreError when a file of a finished run is missing or damaged."""
     folders = {name: [Path(configs[name, seed].run.dir) for seed in study.seeds] for name in study.variants}
     summaries = {name: list(map(read_summary, own)) for name, own in folders.items()}
     accuracies = {name: [one.accuracy.student_after.value for one in own] for name, own in summaries.items()}
@@ -113,7 +120,7 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
     found = []
     for name, changes in study.variants.items():
         shared = [
-            (question, float(own[question] - other[question]))
+            (question, own[question] - other[question])
             for own, other in zip(correct[name], correct[study.reference], strict=True)
             for question in own.keys() & other.keys()
         ]
@@ -125,7 +132,7 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
                 accuracies=accuracies[name],
                 accuracy=mean(accuracies[name]),
                 difference=mean([own - other for own, other in pairs]),
-                difference_by_question=resampled_mean([gain for _, gain in shared], [id for id, _ in shared]),
+                difference_by_question=resampled_share([gain for _, gain in shared], [id for id, _ in shared], -1.0),
                 jsd=mean(list(map(_last_jsd, folders[name]))),
                 seconds=mean([one.phases["learner"] for one in summaries[name]]),
                 waited=mean([one.online.waited_seconds for one in summaries[name]]),
@@ -134,28 +141,41 @@ def outcomes(study: Study, configs: Mapping[tuple[str, int], Config]) -> list[Va
     return found
 
 
-def publish_study(study: Study, found: Sequence[VariantOutcome]) -> Path:
-    [reference] = [one for one in found if one.name == study.reference]
-    others = [one for one in found if one is not reference]
+def drawn(study: Study, configs: Mapping[runs.Place, Config], told: Mapping[runs.Place, str]) -> Callable[[], Path]:
+    """Draws the charts of the variants whose runs, and the reference's, are all finished. Returns what writes figures,
+    table and page with the runs' states of the time. told: as for ``runs.states``."""
+    done = {name for name in study.variants if all(runs.finished(configs[name, seed]) for seed in study.seeds)}
+    complete = {name: changes for name, changes in study.variants.items() if {name, study.reference} <= done}
+    found = outcomes(dataclasses.replace(study, variants=complete), configs) if complete else []
+    reference = [one for one in found if one.name == study.reference]
+    others = [one for one in found if one not in reference]
     several = len(study.seeds) > 1
     differences = [one.difference if several else one.difference_by_question for one in others]
     names, x_label = [one.name for one in found], "accuracy on held-out questions (%)"
     means, singles = Series("", "after", "D", [one.accuracy for one in found]), [one.accuracies for one in found]
     gain = f"accuracy minus that of “{study.reference}” (points)"
-    by_seed = [[own - other for own, other in zip(one.accuracies, reference.accuracies, strict=True)] for one in others]
-    return publish(
-        study.dir,
-        "study",
-        {"study": study, "outcomes": found},
-        table="md",
-        name=study.dir.name,
-        several=several,
-        waited=any(one.waited.value > 0 for one in found),
-        accuracy_chart=rows_chart("accuracy", names, [means], x_label, singles, reference.accuracy.value),
-        difference_chart=rows_chart(
+    by_seed = [[a - b for a, b in zip(one.accuracies, reference[0].accuracies, strict=True)] for one in others]
+    values = {
+        "accuracy_chart": rows_chart(
+            "accuracy", names, [means], x_label, singles, reference[0].accuracy.value if reference else None
+        ),
+        "difference_chart": rows_chart(
             "difference", [one.name for one in others], [Series("", "after", "D", differences)], gain, by_seed, 0.0
         ),
-    )
+        "name": study.dir.name,
+        "several": several,
+        "waited": any(one.waited.value > 0 for one in found),
+    }
+
+    def write() -> Path:
+        states, now = runs.states(configs, told), f"{datetime.now(UTC):{_TIME}}"
+        unfinished = sum(one["state"] != "finished" for one in states)
+        figures = {"study": study, "outcomes": found, "runs": states, "unfinished": unfinished}
+        stopped = any(one["state"].startswith("failed") for one in states)
+        again = values | {"now": now, "refresh": unfinished and not stopped, "quiet": unfinished > 0}
+        return publish(study.dir, "study", configs[study.reference, study.seeds[0]], figures, **again)
+
+    return write
 
 
 def _correct(folder: Path) -> dict[str, int]:
@@ -170,8 +190,8 @@ def _last_jsd(folder: Path) -> float:
     return sum(step.jsd for step in last) / len(last)
 
 
-def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
-    """Yields ((variant, seed), configuration) of every run. Raises ConfigError, which names the variant."""
+def _configs(study: Study) -> Iterator[tuple[runs.Place, Config]]:
+    """Yields (place, configuration) of every run. Raises ConfigError, which names the variant."""
     for name, changes in study.variants.items():
         for seed in study.seeds:
             folder = study.dir / _folder(name) / f"seed-{seed}"
@@ -186,19 +206,21 @@ def _configs(study: Study) -> Iterator[tuple[tuple[str, int], Config]]:
             yield (name, seed), config
 
 
-def _make(config: Config, others: Iterable[Config], base: str) -> None:
-    """Makes a run; shares or reuses the rollouts of the finished ones among ``others``."""
-    finished = [one for one in others if RunDirectory(one).finished]
-    stores = {str(place): one for one in finished if (place := Path(one.run.dir) / "rollouts").is_dir()}
-    same = [store for store, one in stores.items() if holds_rollouts_of(one, config)]
-    reuse = [*config.rollout.reuse, *([] if same else stores)]
-    rollout = dataclasses.replace(config.rollout, store=same[0] if same else None, reuse=reuse)
+def _make(place: runs.Place, configs: Mapping[runs.Place, Config], base: str) -> None:
+    """Makes a run from the rollouts of its lender, or from its own, for which it reuses rows of all finished runs."""
+    config, lender = configs[place], runs.lenders(configs)[place]
+    stores = {one: Path(other.run.dir) / "rollouts" for one, other in configs.items() if runs.finished(other)}
+    if lender:
+        rollout = dataclasses.replace(config.rollout, store=str(stores[lender]))
+    else:
+        reuse = [str(store) for store in stores.values() if store.is_dir()]
+        rollout = dataclasses.replace(config.rollout, reuse=[*config.rollout.reuse, *reuse])
     config = dataclasses.replace(config, rollout=rollout)
     directory = RunDirectory(config)
     with directory.locked():
-        if same:
-            say(f"rollouts are those of {same[0]}")
-            known = RunDirectory(stores[same[0]])
+        if lender:
+            say(f"rollouts are those of {stores[lender]}")
+            known = RunDirectory(configs[lender])
             for name in ("student_before", "teacher"):  # their accuracies do not depend on the training
                 write_json(directory.evaluation(name), read_record(known.evaluation(name), object))
         make_run(config, directory, base, cluster.place(config))

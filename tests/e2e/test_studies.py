@@ -9,6 +9,7 @@ from masters_ray.config import Config
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.studies import judge_audit, mask_scan, sample, study
 from tests.e2e.runs import SMALL, long_form
+from tests.pages import check_audit, check_scan, check_study
 
 pytestmark = pytest.mark.e2e
 DEMO = "conf/demo.yaml"
@@ -34,10 +35,11 @@ def test_masks_are_scanned(tmp_path: Path) -> None:
     scan = sample(config(tmp_path), "mask-scan", 8, [0.9, 0.0])
     with cluster.connected(scan.cluster):
         page = mask_scan.scan(scan, RunDirectory(scan), DEMO)
-        assert page.read_text().count("<svg") == 2
+        assert page.read_text().count("<svg") == 3
         before = read(tmp_path / "mask-scan-8" / "mask_scan.json")
         mask_scan.scan(scan, RunDirectory(scan), DEMO)
         assert read(tmp_path / "mask-scan-8" / "mask_scan.json") == before
+    check_scan(tmp_path / "mask-scan-8")
     strong, none = before["ratios"]
     assert (strong["ratio"], round(strong["sparsity"], 3), none["sparsity"]) == (0.9, 0.9, 0.0)
     assert strong["teacher_right"]["value"] < none["teacher_right"]["value"], "nine tenths of the weights are missed"
@@ -61,7 +63,8 @@ def test_judges_are_audited(tmp_path: Path) -> None:
     found = read(tmp_path / "judge-audit-6" / "judge_audit.json")
     judges = {one["name"]: one for one in found["judges"]}
     assert found["answers"] == 6 * 8
-    assert judges["student"]["unjudged"] <= 2 and judges["student"]["consistency"] > 0.9
+    check_audit(tmp_path / "judge-audit-6")
+    assert judges["student"]["unjudged"] <= 2 and judges["student"]["consistency"]["value"] > 0.9
     assert judges["student"]["seconds_per_answer"] > 0
     shares = {(pair["first"], pair["second"], pair["of"]): pair["share"] for pair in found["pairs"]}
     assert shares["student", "rule", "all"] > 0.85, "the shipped student was taught to judge"
@@ -89,3 +92,4 @@ def test_variants_share_rollouts_and_are_compared_with_the_reference(tmp_path: P
     _, outcome = read(tmp_path / "study" / "study.json")["outcomes"]
     assert outcome["seconds"]["value"] == read(other / "summary.json")["phases"]["learner"]
     assert "distillation" in page.read_text()
+    check_study(tmp_path / "study")

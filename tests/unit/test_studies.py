@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,22 @@ import pytest
 
 from masters_ray import config as configuration
 from masters_ray.cli import main
+from masters_ray.evaluate import Interval
 from masters_ray.files import as_json
 from masters_ray.learner.measure import Divergence
 from masters_ray.pipeline.run_dir import RunDirectory
+from masters_ray.plan.rates import Rates
 from masters_ray.records import JudgedText, Source
 from masters_ray.replicas.judge import Verdict
-from masters_ray.studies import judge_audit, mask_scan, sample
+from masters_ray.report.render import render
+from masters_ray.studies import judge_audit, mask_scan, sample, sample_seconds, told_time
 from masters_ray.studies.judge_audit import JudgePair
 from masters_ray.studies.mask_scan import Scanned, advise
-from masters_ray.studies.statistics import mean, resampled_mean, resampled_share
+from masters_ray.studies.statistics import mean, questions_needed, resampled_mean, resampled_share
 from tests.builders import group, scored, stage_outcome, written
 from tests.conftest import DEMO
+from tests.pages import tables, text_of
+from tests.unit.test_plan_rates import write_run
 
 exactly = pytest.approx
 
@@ -49,8 +55,27 @@ def test_a_share_of_all_or_none_is_not_certain() -> None:
     all_right, none_right = resampled_share([1] * 20, questions), resampled_share([0] * 20, questions)
     assert (all_right.value, all_right.low, all_right.high, all_right.n) == (1.0, exactly(0.722, abs=1e-3), 1.0, 10)
     assert (none_right.value, none_right.low, none_right.high) == (0.0, 0.0, exactly(0.278, abs=1e-3))
-    some = [1, 0] * 10
+    some = [1, 0, 1, 1] * 5
     assert resampled_share(some, questions) == resampled_mean(some, questions)
+    same = resampled_share([0] * 20, questions, -1.0)
+    assert (same.low, same.high) == (exactly(-0.278, abs=1e-3), exactly(0.278, abs=1e-3)), "two judges that agree"
+    assert math.isnan(resampled_share([], []).value)
+
+
+def test_intervals_that_are_to_hold_at_once_are_wider() -> None:
+    """Of 400 values the bootstrap is near the normal distribution: 2.576 standard errors for five at once."""
+    values = [float(i % 2) for i in range(400)]
+    one, five = resampled_mean(values), resampled_mean(values, comparisons=5)
+    assert (five.high - five.low) / (one.high - one.low) == exactly(2.576 / 1.960, rel=0.07)
+
+
+def test_the_number_of_questions_that_would_tell_a_difference_grows_with_the_square_of_its_interval() -> None:
+    """50 · (0.1 / 0.1 · (1.960 + 0.842) / 1.960)² = 102.2; a half width that is twice as wide needs four times "
+    "as many."""
+    found = Interval(value=0.1, low=0.0, high=0.2, n=50)
+    assert questions_needed(found) == exactly(102.2, abs=0.1)
+    assert questions_needed(replace(found, low=-0.1, high=0.3)) == exactly(408.8, abs=0.2)
+    assert math.isinf(questions_needed(replace(found, value=0.0)))
 
 
 def test_studies_work_in_directories_of_their_own_beside_a_run_whose_stores_lie_elsewhere(tmp_path: Path) -> None:
@@ -144,16 +169,128 @@ def test_an_audit_judges_answers_twice_and_shows_what_differs(tmp_path: Path, mo
         page = judge_audit.audit(config, RunDirectory(config), str(DEMO))
     html, folder = page.read_text(), page.parent
     lines = (folder / "judge_audit.txt").read_text().splitlines()
-    assert len(lines) == 1 + 3 + 1 + 9
+    assert len(lines) == 1 + 3 + 1 + 9 + 1
     assert lines[3].split() == ["rule", "6", "0.0%", "–", "–"], "nothing that was not measured"
-    numbers = "".join(f'<td class="number">{told}</td>' for told in ("6", "0.0 %", "–", "–"))
-    assert f"<td>rule</td>{numbers}" in html
+    assert ["rule", "6", "0.0 %", "–"] in [row for table in tables(html) for row in table]
     assert "unreadable" in html and "&lt;b&gt;" in html and "All judges said the same" not in html
     assert len((folder / "disagreements.jsonl").read_text().splitlines()) == 2
-    student, _, rule = json.loads((folder / "judge_audit.json").read_text())["judges"]
-    assert (student["unjudged"], student["consistency"]) == (1, 5 / 6)
+    figures = json.loads((folder / "judge_audit.json").read_text())
+    student, teacher, rule = figures["judges"]
+    assert (student["unjudged"], student["consistency"]["value"]) == (1, exactly(5 / 6))
     assert student["right"] == {"teacher": 1.0, "student": 1 / 3} and student["seconds_per_answer"] > 0
+    assert student["more_right"]["student"]["value"] == exactly(1 / 3)
     assert rule["right"] == {"teacher": 1.0, "student": 0.0}, "the stored verdicts"
+    assert lines[-1] == figures["headline"] and figures["headline"] in text_of(html)
+    assert (teacher["more_right"]["teacher"]["value"], figures["fitness"]["teacher"]["more right, teacher"]) == (
+        0,
+        "open",
+    )
+    assert html.count('<article class="card disagreement m-student"') == 2, "the teacher says what the rule says"
+    patterns = [row[:2] for row in tables(html)[4]]
+    assert patterns == [
+        ["a model says right, the rule wrong: student’s answers", "1"],
+        ["a model’s verdict is unreadable: teacher’s answers", "1"],
+    ]
+    assert "seed: 0" in html and "The whole configuration (YAML)" in html and "masters-ray" in text_of(html)
+
+
+def test_what_would_teach_most_is_the_first_of_the_patterns() -> None:
+    def pattern(rule: int, student: int | None, teacher: int | None) -> int:
+        verdicts, said = {"student": student, "teacher": teacher, "rule": rule}, {"student": "", "teacher": ""}
+        return judge_audit.Disagreement(case=case(0, "student"), verdicts=verdicts, said=said).pattern[0]
+
+    assert [pattern(0, 1, 0), pattern(0, None, 1), pattern(1, 0, 0), pattern(1, None, 0)] == [0, 0, 1, 1]
+    assert [pattern(0, None, 0), pattern(1, 1, None)] == [2, 2]
+
+
+def audited(right: dict[Source, tuple[int, int]], questions: int = 100, same: float = 1.0) -> dict[str, Any]:
+    """The figures of the student as a judge of an answer of each source to each question. right: of a hundred, those
+    that the judge calls right and, among them or around them, those that the rule does."""
+    cases = [
+        case(q, source, accuracy=int(q < by_rule)) for source, (_, by_rule) in right.items() for q in range(questions)
+    ]
+    said = [int(q < judge) for judge, _ in right.values() for q in range(questions)]
+    again = [one if q % 100 < 100 * same else 1 - one for q, one in enumerate(said)]
+    passes = [judge_audit.JudgePass(seconds=1.0, verdicts=verdicts(*of)) for of in (said, again)]
+    by_rule = verdicts(*(one.accuracy for one in cases))
+    judge = judge_audit.judge_figures("student", cases, *passes)
+    pairs = judge_audit.pairs(cases, {"student": passes[0].verdicts, "rule": by_rule})
+    kappas = {one.first: one.kappa for one in pairs if one.of == "all"}
+    fitness = {"student": judge_audit.fitness(judge, kappas["student"])}
+    return {"judges": [judge], "kappas": kappas, "fitness": fitness, "questions": questions}
+
+
+def headline(study: str, **figures: Any) -> str:
+    return " ".join(render("masters_ray.studies", f"{study}.headline.jinja", **figures).split())
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        (
+            audited({"teacher": (90, 90), "student": (76, 38)}),
+            "The student as a judge says right for 76 % of the student’s answers, the rule for 38 %: do not "
+            "train on it.",
+        ),
+        (
+            audited({"student": (10, 38)}),
+            "The student as a judge says right for 10 % of the student’s answers, the rule for 38 %: do not "
+            "train on it.",
+        ),
+        (
+            audited({"teacher": (50, 50), "student": (49, 50)}),
+            "The student is fit to judge: it says right for 49 % of the student’s answers, the rule for 50 %.",
+        ),
+        (
+            audited({"student": (25, 25)}, questions=50),
+            "Whether the student is fit to judge cannot be told from 50 questions: it says right for 50 % of the "
+            "student’s "
+            "answers, the rule for 50 %.",
+        ),
+        (
+            audited({"student": (50, 50)}, same=0.7),
+            "The student as a judge says the same again of only 70 % of the answers: do not train on it.",
+        ),
+        (
+            audited({"student": (100, 100)}),
+            "Whether the student is fit to judge cannot be told from 100 questions: it says right for 100 % of the "
+            "student’s answers, the rule for 100 %.",
+        ),
+    ],
+    ids=["lenient", "strict", "fit", "few questions", "inconsistent", "all right, so that κ is not defined"],
+)
+def test_a_judge_is_told_fit_or_not_in_words(figures: dict[str, Any], told: str) -> None:
+    assert headline("judge_audit", **figures) == told
+
+
+def test_a_judge_whose_share_is_the_rules_by_chance_is_refused_by_kappa() -> None:
+    """It calls 50 of a hundred right, of which the rule calls 25 right, and of the other 50 again 25: κ is 0."""
+    cases = [case(q, "student", accuracy=int(q % 2 == 0)) for q in range(800)]
+    said = judge_audit.JudgePass(seconds=1.0, verdicts=verdicts(*(int(q % 4 < 2) for q in range(800))))
+    judge = judge_audit.judge_figures("student", cases, said, said)
+    [of_all, _] = judge_audit.pairs(
+        cases, {"student": said.verdicts, "rule": verdicts(*(one.accuracy for one in cases))}
+    )
+    assert (of_all.kappa.value, judge.more_right["student"].value) == (0.0, 0.0)
+    found = {"student": judge_audit.fitness(judge, of_all.kappa)}
+    told = headline("judge_audit", judges=[judge], kappas={"student": of_all.kappa}, fitness=found, questions=800)
+    assert told == "The student as a judge agrees with the rule little beyond chance (κ 0.00): do not train on it."
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [(-0.05, 0.05, "fit"), (-0.06, 0.05, "open"), (0.05, 0.2, "open"), (0.051, 0.2, "unfit"), (-0.2, -0.051, "unfit")],
+)
+def test_an_interval_that_touches_a_limit_is_not_beyond_it(low: float, high: float, told: str) -> None:
+    change = Interval(value=(low + high) / 2, low=low, high=high, n=100)
+    sure = Interval(value=1.0, low=0.9, high=1.0, n=100)
+    judge = judge_audit.JudgeFigures(
+        name="student", unjudged=0, right={}, more_right={"student": change}, consistency=sure, seconds_per_answer=None
+    )
+    assert judge_audit.fitness(judge, sure) == {"more right, student": told, "κ": "fit", "consistency": "fit"}
+    assert judge_audit.fitness(judge, None)["κ"] == "open", "nothing that both could judge"
+    assert judge_audit.fitness(judge, replace(sure, low=0.3, high=0.6))["κ"] == "open"
+    assert judge_audit.fitness(judge, replace(sure, low=0.3, high=0.59))["κ"] == "unfit"
 
 
 KINDS = ("colour", "shape")
@@ -196,9 +333,14 @@ def shown(folder: Path, found: list[Scanned]) -> tuple[list[str], str]:
     """The terminal's lines and the page."""
     config = sample(configuration.load(DEMO), "mask-scan", 40, [one.ratio for one in found])
     page = mask_scan.publish_scan(config, folder, found)
-    *lines, advice = (folder / "mask_scan.txt").read_text().splitlines()
-    assert advice == advise(found)
+    *lines, told = (folder / "mask_scan.txt").read_text().splitlines()
+    assert told == json.loads((folder / "mask_scan.json").read_text())["headline"] == advice(found)
+    assert told in text_of(page.read_text())
     return lines, page.read_text()
+
+
+def advice(found: list[Scanned]) -> str:
+    return headline("mask_scan", questions=40, ratios=found, advice=advise(found))
 
 
 def test_means_are_over_questions_and_comparisons_are_paired() -> None:
@@ -210,24 +352,77 @@ def test_means_are_over_questions_and_comparisons_are_paired() -> None:
     assert strong.against_best.high - strong.against_best.low < 1e-9, "the questions' own spread is gone"
 
 
+HIGHER = "; the divergence is higher again there."
+
+
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (scanned(r40=0.2, r20=0.1, r0=0.15), "schedule.max_ratio=0.2 schedule.step=0.05. Over-masked: 0.4; the div"),
-        (scanned(r40=0.1, r20=0.2, r0=0.3), "It is the largest ratio that was scanned: scan larger ones."),
-        (scanned(r40=0.3, r20=0.2, r0=0.1), "nearer to the student: schedule.max_ratio=0. Over-masked: 0.2, 0.4;"),
+        (
+            scanned(r40=0.2, r20=0.1, r0=0.15),
+            "Start at 0.2 (schedule.max_ratio=0.2 schedule.step=0.05): the divergence is lowest there, and lower than "
+            f"without a mask. Over-masked: 0.4{HIGHER}",
+        ),
+        (
+            scanned(r40=0.1, r20=0.2, r0=0.3),
+            "Start at 0.4 (schedule.max_ratio=0.4 schedule.step=0.1): the divergence is lowest there, and lower "
+            "than without "
+            "a mask. It is the largest ratio that was scanned: scan larger ones.",
+        ),
+        (
+            scanned(r40=0.3, r20=0.2, r0=0.1),
+            "Start without a mask (schedule.max_ratio=0): no mask brings the teacher nearer to the student. "
+            f"Over-masked: 0.2 and 0.4{HIGHER}",
+        ),
+        (
+            scanned(r40=0.2, r20=0.1),
+            "Start at 0.2 (schedule.max_ratio=0.2 schedule.step=0.05): the divergence is lowest there. Whether "
+            "it is lower "
+            f"than without a mask is not known: scan 0, too. Over-masked: 0.4{HIGHER}",
+        ),
+        (scanned(r20=0.1), "One ratio was scanned, so there is nothing to compare it with: scan several (--ratios)."),
+        (
+            scanned(r40=0.1, r20=0.1, r0=0.1),
+            "These 40 questions cannot tell the ratios apart, so none is recommended.",
+        ),
     ],
+    ids=["in between", "largest", "none", "0 not scanned", "one ratio", "all equal"],
 )
-def test_the_ratio_of_the_lowest_divergence_is_advised(found: list[Scanned], told: str) -> None:
-    assert told in advise(found)
+def test_a_start_is_recommended_where_the_ratios_can_be_told_apart(found: list[Scanned], told: str) -> None:
+    assert advice(found) == told
 
 
-def test_what_cannot_be_told_apart_is_said() -> None:
+def test_what_cannot_be_told_apart_is_said_with_the_number_of_questions_that_could() -> None:
+    """Differences of 0.05 and −0.045 in turn: their mean is 0.0025, their deviation 0.0475, and
+    (2.802 · 0.0475 / 0.0025)² = 2834."""
     best = rows(0.1)
     other = [replace(one, nats=one.nats + (0.05 if one.position % 2 else -0.045)) for one in best]
     stages = [stage_outcome(ratio=0.2), stage_outcome(ratio=0.0)]
-    advice = advise(mask_scan.scanned(stages, [best, other], [[], []]))
-    assert "lowest at 0.2:" in advice and "cannot tell it from 0;" in advice and "Over-masked" not in advice
+    found = mask_scan.scanned(stages, [best, other], [[], []])
+    assert (advise(found)["rival"], advise(found)["needed"]) == (0.0, exactly(2834, rel=0.1))
+    assert re.fullmatch(
+        r"These 40 questions cannot tell the ratios apart, so none is recommended. About [23],\d00 would be "
+        r"needed to tell "
+        r"0.2 from 0 if they differ as much as measured here.",
+        advice(found),
+    )
+
+
+def test_an_interval_that_touches_0_tells_nothing_apart() -> None:
+    """Over-masked ratios do not make a start: what counts is whether the lowest is below that of no mask."""
+    strong, best, none = scanned(r40=0.2, r20=0.1, r0=0.15)
+    touching = Interval(value=0.05, low=0.0, high=0.1, n=40)
+    assert advice([strong, best, replace(none, against_best=replace(touching, low=1e-9))]).startswith("Start at 0.2 ")
+    assert advice([strong, best, replace(none, against_best=touching)]) == (
+        "These 40 questions cannot tell whether a mask helps, so no start is recommended: the divergence is "
+        "lowest at 0.2, "
+        "but not known to be lower than without a mask. About 76 would be needed to tell 0.2 from 0 if they "
+        "differ as much "
+        f"as measured here. Over-masked: 0.4{HIGHER}"
+    )
+    assert advice([replace(strong, against_best=touching), best, none]).endswith(
+        "and lower than without a mask. These 40 questions cannot tell it from 0.4."
+    )
 
 
 def test_ratios_that_are_none_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +441,23 @@ def test_a_scan_says_first_what_asking_at_every_ratio_costs(
     with pytest.raises(pytest.fail.Exception, match="generated"):
         mask_scan.scan(scan, RunDirectory(scan), str(DEMO))
     told = "50 questions at 2 mask ratios: 400 answers of masked teachers and 200 of the student are written and judged"
-    assert told in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert told in said and "no rates are known" in said and "masters-ray plan --probe measures them" in said
+
+
+def test_how_long_a_sample_takes_is_told_at_the_rates_of_the_run_or_of_its_probe(tmp_path: Path) -> None:
+    """A batch of 32 questions takes 0.1 s · 32 to answer with 2 s for the engines and 3 s once; a run that has not
+    learned yet has no rates, and is passed over."""
+    rates = Rates(group_seconds=0.5, calls={"answer": {"teacher": 0.1}}, engines_seconds=2.0, once={"data": 3.0})
+    config = sample(configuration.load(DEMO, [f"run.dir={tmp_path}"]), "mask-scan", 32, [0.0])
+    assert sample_seconds(config, rates) == exactly(2.0 + 3.0 + 3.2)
+    place = tmp_path / "run" / "plan" / "probe"
+    place.mkdir(parents=True)
+    write_run(place)
+    told = told_time([tmp_path / "none", tmp_path / "run"], lambda found: 100 * found.group_seconds)  # 1.875 / 32 s
+    assert told == f"about 5.9 s at the rates of {place}; what is there is not made again"
+    (place / "journal.json").unlink()
+    assert told_time([tmp_path / "run"], lambda found: 1.0).startswith("no rates are known")
 
 
 def test_the_masked_teachers_rewards_are_over_its_own_answers_with_intervals_over_questions() -> None:
@@ -270,6 +481,6 @@ def test_table_and_page_show_every_ratio_and_the_rewards_that_were_asked_for(tmp
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
     lines, page = shown(tmp_path, found)
     assert [line.split()[0] for line in lines[1:]] == ["0.4", "0.2", "0"]
-    assert page.count("<svg") == 2 and "40.0 %" in page and "Over-masked: 0.4" in page
+    assert page.count("<svg") == 3 and "40.0 %" in page and "Over-masked: 0.4" in page
     colour = found[0].teacher_right_by_kind["colour"]
     assert f'<td class="number">60.0 % ({100 * colour.low:.1f}–{100 * colour.high:.1f})</td>' in page

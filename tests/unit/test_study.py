@@ -1,21 +1,29 @@
 import dataclasses
 import json
+import math
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
 from masters_ray import config as configuration
 from masters_ray.config import Config
-from masters_ray.errors import ConfigError
-from masters_ray.evaluate import Marked
+from masters_ray.errors import ConfigError, StoreError
+from masters_ray.evaluate import Interval, Marked
 from masters_ray.files import append_lines, write_json
 from masters_ray.method.schedule import ratios
 from masters_ray.pipeline import held_out
 from masters_ray.pipeline.run_dir import RunDirectory
+from masters_ray.report.render import render
 from masters_ray.studies import study as studies
 from tests.builders import accuracy, step, summary
 from tests.conftest import ROOT
+from tests.pages import tables, text_of
+from tests.unit.test_plan_rates import write_run
 
 TEXT = """
 base: conf/demo.yaml
@@ -135,14 +143,16 @@ def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_lea
     by_question = plain.difference_by_question
     assert (by_question.value, by_question.n) == (pytest.approx(-0.1), 17)
     assert by_question.low < -0.1 < by_question.high
-    page = studies.publish_study(study, [whole, plain]).read_text()
-    *_, head, _, first, second, _, told = (study.dir / "study.md").read_text().splitlines()
+    page = studies.drawn(study, configs, {})().read_text()
+    *_, head, _, first, second, _, headline, _, told = (study.dir / "study.md").read_text().splitlines()
+    assert headline == "“No mask!” is worse than “whole” by 10.0 points (10.0 to 10.0)." and headline in text_of(page)
     assert head.endswith("| JSD at the end | learning, s | waiting, s |") and "“waiting, s” is the part" in told
     assert first.startswith("| whole | 70.0 | ") and first.endswith(" | 0.2500 | 25.5 | 0.0 |")
     assert second.startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in second
     assert '<td class="number">25.5</td><td class="number">12.5</td><td>' in page
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
-    assert studies.publish_study(study, [whole]).read_text().count("<svg") == 1, "nothing to compare it with"
+    alone = dataclasses.replace(study, variants={"whole": {}})
+    assert studies.drawn(alone, dict(studies._configs(alone)), {})().read_text().count("<svg") == 1, "no other variant"
 
 
 @pytest.mark.parametrize("seeds", ["[0, 1]", "[0]"])
@@ -152,7 +162,7 @@ def test_variants_that_share_no_question_are_compared_by_seed_alone(seeds: str, 
         finished(config, [1, 0], first=0 if name == "whole" else 2)
     found = studies.outcomes(study, configs)
     assert (found[1].difference.value, found[1].difference_by_question.n) == (0.0, 0)
-    studies.publish_study(study, found)
+    studies.drawn(study, configs, {})()
     row = (study.dir / "study.md").read_text().splitlines()[5]
     assert row.endswith(" | – | 0.2500 | 10.0 |"), "none of them waited"
 
@@ -166,15 +176,31 @@ def leave(config: Config) -> None:
         (folder / "evaluation" / f"{name}.json").write_text(json.dumps(f"{name} of {folder.parent.name}"))
 
 
+def states(folder: Path) -> list[list[str]]:
+    """Of each run on the page: variant, seed, state without time, steps, accuracy without interval, rollouts, link."""
+    found = tables((folder / "study.html").read_text())[0]
+    return [[*row[:2], row[2].partition(" 20")[0], row[3], row[4].partition(" (")[0], *row[5:]] for row in found]
+
+
 def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, str | None, list[str], list[str]]] = []
+    shown: list[list[list[str]]] = []
 
     def make_run(config: Config, directory: RunDirectory, base: str, turns: None) -> None:
         measured = [json.loads(file.read_text()) for file in sorted((directory.root / "evaluation").glob("*.json"))]
         made.append((directory.root.parent.name, config.rollout.store, config.rollout.reuse, measured))
+        append_lines(directory.file("metrics.jsonl"), [dataclasses.asdict(step(1))])
+        append_lines(directory.file("skipped.jsonl"), [{"step": 2}])
+        before = (tmp_path / "runs" / "study.html").read_text()
+        until(lambda: states(tmp_path / "runs")[len(made)][3] == "2 of 6")
+        assert 'http-equiv="refresh" content="10"' in before
+        shown.append(states(tmp_path / "runs"))
+        for name in ("metrics.jsonl", "skipped.jsonl"):
+            directory.file(name).unlink()
         finished(config, [1, 0]) if config.rollout.store else leave(config)
 
     monkeypatch.setattr(studies, "make_run", make_run)
+    monkeypatch.setattr(studies.runs, "_SECONDS", 0.05)
     monkeypatch.setattr(studies.cluster, "connected", connected := MagicMock())
     monkeypatch.setattr(studies.cluster, "place", lambda config: None)
     text = TEXT.replace("[0, 1]", "[3]") + "  distilled: {{learner.policy_weight: 0}}\n"
@@ -188,9 +214,122 @@ def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, m
         ("distilled", of_whole, [], ["student_before of whole", "teacher of whole"]),
         ("no-mask-distilled", of_no_mask, [], ["student_before of no-mask", "teacher of no-mask"]),
     ]
+    assert shown[1] == [
+        ["whole", "3", "finished", "20 of 6", "50.0 %", "its own", "report"],
+        ["No mask!", "3", "finished", "20 of 6", "50.0 %", "its own", "report"],
+        ["distilled", "3", "running since", "2 of 6", "–", "whole, seed 3", ""],
+        ["no mask, distilled", "3", "waiting", "0 of 6", "–", "No mask!, seed 3", ""],
+    ]
     studies.run(study)
     assert (len(made), connected.call_count) == (3, 1), "all is finished: no Ray is started"
     result = (tmp_path / "runs" / "study.json").read_text()
     content = json.loads(result, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert content["outcomes"][1]["difference"] == {"value": 0.0, "low": None, "high": None, "n": 1}
-    assert "over the held-out questions, since there is one seed" in page.read_text()
+    html = page.read_text()
+    assert "There is one seed, so the intervals are over the held-out questions alone" in html
+    assert "3 variants are compared with “whole”" in html and "about 14 % of such studies" in html, "1 − 0.95³"
+    assert 'http-equiv="refresh"' not in html and 'href="no-mask/seed-3/report.html"' in html
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits up to ten seconds."""
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_run_that_fails_is_shown_with_its_reason_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = [StoreError("the disk is <full>")]
+
+    def make_run(config: Config, directory: RunDirectory, base: str, turns: None) -> None:
+        if reasons:
+            raise reasons.pop()
+        leave(config)
+
+    monkeypatch.setattr(studies, "make_run", make_run)
+    monkeypatch.setattr(studies.cluster, "connected", MagicMock())
+    monkeypatch.setattr(studies.cluster, "place", lambda config: None)
+    study = studies.read(written(tmp_path, TEXT.replace("[0, 1]", "[3]")))
+    with pytest.raises(StoreError, match="full"):
+        studies.run(study)
+    failed, waiting = states(tmp_path / "runs")
+    assert (failed[2], waiting[2]) == ("failed: the disk is <full>", "waiting")
+    html = (tmp_path / "runs" / "study.html").read_text()
+    assert 'http-equiv="refresh"' not in html and "0 of 2 runs are finished." in html and "The study stopped" in html
+    assert studies.run(study).read_text().count("<td>finished</td>") == 2
+
+
+def test_a_study_says_first_what_it_costs(tmp_path: Path) -> None:
+    """48 questions with 8 answers each, of every seed its own; 48 / 8 steps for each run."""
+    text = TEXT + "  distilled: {{learner.policy_weight: 0}}\n"
+    study = studies.read(written(tmp_path, text.replace("  No mask!: {{schedule: {{max_ratio: 0}}}}\n", "")))
+    configs = dict(studies._configs(study))
+    told = studies.runs.cost(configs, tmp_path / "none")
+    assert told.startswith(
+        "4 runs, 0 of them finished; 2 make rollouts, 768 answers that are judged and scored; 2 take those of another "
+        "run; 24 optimizer steps: no rates are known"
+    )
+    leave(configs["whole", 0])
+    assert studies.runs.cost(configs, write_run(tmp_path)).startswith(
+        "4 runs, 1 of them finished; 1 make rollouts, 384 answers that are judged and scored; 2 take those of another "
+        "run; 18 optimizer steps: about "
+    )
+    assert studies.runs.lenders(configs) == {
+        ("whole", 0): None,
+        ("whole", 1): None,
+        ("distilled", 0): ("whole", 0),
+        ("distilled", 1): ("whole", 1),
+    }
+
+
+def outcome(name: str, low: float, high: float, value: float = 0.021) -> studies.VariantOutcome:
+    """Of a variant whose difference to the reference has these bounds over the seeds; over questions −1 … 1."""
+    one, wide = Interval(value=0.5, low=0.4, high=0.6, n=3), Interval(value=0.0, low=-0.01, high=0.01, n=90)
+    difference = Interval(value=value, low=low, high=high, n=3)
+    return studies.VariantOutcome(
+        name=name,
+        changes={},
+        accuracies=[0.5],
+        accuracy=one,
+        difference=difference,
+        difference_by_question=wide,
+        jsd=one,
+        seconds=one,
+        waited=one,
+    )
+
+
+REFERENCE = outcome("base", 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        ([("a", 0.004, 0.038)], "“a” is better than “base” by 2.1 points (0.4 to 3.8)."),
+        ([("a", -0.038, -0.004, -0.021)], "“a” is worse than “base” by 2.1 points (0.4 to 3.8)."),
+        ([("a", 0.0, 0.042)], "“a” cannot be told from “base” (+2.1 points, 0.0 to 4.2)."),
+        ([("a", math.nan, math.nan)], "“a” cannot be told from “base”."),
+        (
+            [("a", 0.004, 0.038), ("b", -0.1, 0.1), ("c", -0.1, 0.0)],
+            "“a” is better than “base” by 2.1 points (0.4 to 3.8); “b” and “c” cannot be told from “base”.",
+        ),
+        ([], "“base” has 50.0 %, and nothing is compared with it."),
+    ],
+)
+def test_a_study_says_in_words_what_its_intervals_tell_apart(others: list[tuple[Any, ...]], told: str) -> None:
+    """An interval that touches 0 shows no difference."""
+
+    def headline(**changes: Any) -> str:
+        found = [REFERENCE, *(outcome(*one) for one in others)]
+        study = SimpleNamespace(reference="base")
+        values = {"study": study, "outcomes": found, "several": True, "unfinished": 0, "runs": [None] * 4} | changes
+        return " ".join(render("masters_ray.studies", "study.headline.jinja", **values).split())
+
+    assert headline() == told
+    assert headline(unfinished=3).startswith("1 of 4 runs are finished. “")
+    assert headline(outcomes=[], unfinished=4) == "0 of 4 runs are finished."
+    if len(others) == 1:
+        assert headline(several=False) == "“a” cannot be told from “base” (+0.0 points, -1.0 to 1.0)."
