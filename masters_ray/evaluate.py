@@ -36,6 +36,16 @@ class Accuracy(Interval):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change(Interval):
+    """Accuracy after minus before on the same questions, the unweighted mean over kinds; fractions."""
+
+    improved: int
+    """Questions that were wrong before and are right after."""
+    regressed: int
+    """Questions that were right before and are wrong after."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Marked:
     """A held-out question with a model's greedy answer and its mark."""
 
@@ -102,6 +112,27 @@ def accuracy(marked: Sequence[Marked]) -> Accuracy:
     half = _Z * math.sqrt(sum(p * (1 - p) / n for p, n in widened)) / len(by_kind)
     low, high = max(0.0, value - half), min(1.0, value + half)
     return Accuracy(value=value, low=low, high=high, n=len(marked), by_kind=by_kind)
+
+
+def change(before: Sequence[Marked], after: Sequence[Marked]) -> Change:
+    """Returns the paired difference of two models on the same questions; NaN without questions. The 95 % interval adds
+    up the kinds' paired variances. Each kind gets half a question more in each of the four cells (right or wrong before
+    × after; Agresti and Min), so that its variance is above 0 even if no question changed.
+
+    Example: of 10 questions 4 improved, 1 regressed: 0.3, −0.074 … 0.674."""
+    if not after:
+        return Change(value=math.nan, low=math.nan, high=math.nan, n=0, improved=0, regressed=0)
+    earlier = {one.id: one.correct for one in before}
+    changes: dict[str, list[int]] = {}
+    for one in after:
+        changes.setdefault(one.kind, []).append(one.correct - earlier[one.id])
+    up, down = (Counter({kind: found.count(sign) for kind, found in changes.items()}) for sign in (1, -1))
+    asked = {kind: len(found) for kind, found in changes.items()}
+    value = sum((up[kind] - down[kind]) / n for kind, n in asked.items()) / len(asked)
+    widened = [((up[kind] + 0.5) / (n + 2), (down[kind] + 0.5) / (n + 2), n + 2) for kind, n in asked.items()]
+    half = _Z * math.sqrt(sum((p + q - (p - q) ** 2) / n for p, q, n in widened)) / len(asked)
+    low, high = max(-1.0, value - half), min(1.0, value + half)
+    return Change(value=value, low=low, high=high, n=len(after), improved=up.total(), regressed=down.total())
 
 
 def kappa(answers: float, first: float, second: float, same: float) -> float:

@@ -240,6 +240,10 @@ class StepMetrics:
     jsd_error_bound: float = math.nan
     """Upper bound, nats, by which ``jsd`` of stored top-k scores can be below that of the whole vocabulary. NaN: not
     measured by an earlier version."""
+    answer_length: float = math.nan
+    """Tokens per answer. NaN, as the next: not measured by an earlier version."""
+    cut_share: float = math.nan
+    """Fraction of the answers that were cut at their token limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,14 +303,17 @@ class LogprobMismatch:
     """Rows above ``bound``; the learner does not train on them."""
 
 
+EventKind = Literal["start", "code", "nodes", "warning", "checkpoint", "end"]
+"""start, end: of a call of the command; code, nodes: what it runs, and where."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """Something that happened in a run: a line of events.jsonl."""
 
     time: str
     """UTC, ISO 8601 with seconds."""
-    kind: Literal["start", "warning", "checkpoint", "end"]
-    """start, end: of a call of the command."""
+    kind: EventKind
     text: str
     step: int | None = None
     """Optimizer step, where it belongs to one."""

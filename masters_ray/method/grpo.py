@@ -141,6 +141,8 @@ def group_losses(
         "distillation_reward": segment_means(distillation, batch.group_of, groups),
         "advantage_std": by_group(lambda group: group.std(0, correction=0, keepdim=True), old.advantages),
         "zero_std_groups": by_group(lambda group: ~group.any(0, keepdim=True), old.advantages),
+        "answer_length": segment_means(batch.answer_of.bincount(minlength=answers).float(), batch.group_of, groups),
+        "cut_share": segment_means(batch.cut.float(), batch.group_of, groups),
         "clip_fraction": segment_means((objective < ratio * advantage).to(ratio.dtype), group_of_token, groups),
     }
     told = {name: value.detach() for name, value in metrics.items()}

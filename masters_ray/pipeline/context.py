@@ -9,7 +9,7 @@ from masters_ray.evaluate import refusals
 from masters_ray.files import write_lines
 from masters_ray.method import schedule
 from masters_ray.models import weights
-from masters_ray.pipeline import held_out, inputs
+from masters_ray.pipeline import held_out, inputs, machine
 from masters_ray.pipeline.curriculum import Questions
 from masters_ray.pipeline.held_out import HeldOut
 from masters_ray.pipeline.journal import Journal
@@ -72,6 +72,8 @@ class RunContext:
 
     def __init__(self, config: Config, directory: RunDirectory, journal: Journal, owner: ReplicaOwner) -> None:
         self.config, self.directory, self.journal, self.owner = config, directory, journal, owner
+        journal.event("code", machine.code())
+        journal.event("nodes", machine.nodes())
         with journal.phase("data"):
             self.train, self.held_out_data = inputs.load(config, directory.data)
             self.overlap = inputs.report_loaded(self.train, self.held_out_data)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from masters_ray import progress
 from masters_ray.errors import writing
@@ -17,7 +17,7 @@ from masters_ray.files import append_lines, read_lines, read_record, write_json,
 from masters_ray.learner.job import CheckpointSaved, GroupRewards, Report, TakenStep
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
-from masters_ray.records import Event, LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
+from masters_ray.records import Event, EventKind, LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
 
 
 class Journal:
@@ -74,7 +74,7 @@ class Journal:
         self.content[name] = value
         self._save()
 
-    def event(self, kind: Literal["start", "warning", "checkpoint", "end"], text: str, step: int | None = None) -> None:
+    def event(self, kind: EventKind, text: str, step: int | None = None) -> None:
         """Appends to events.jsonl."""
         append_lines(
             self._directory.file("events.jsonl"),

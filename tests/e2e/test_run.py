@@ -3,6 +3,7 @@ up again with more replicas, as a job on a cluster."""
 
 import contextlib
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from masters_ray import store
 from tests.conftest import PAIR, ROOT
 from tests.e2e import faulty
 from tests.e2e.nodes import ADDRESS, two_nodes
+from tests.e2e.recomputed import complaints
 from tests.e2e.runs import PROGRAM, SMALL, environment, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
@@ -125,6 +127,22 @@ def test_the_run_leaves_a_student_a_report_and_events(finished: Finished) -> Non
     assert all(0 < step["jsd_error_bound"] < step["jsd"] for step in steps)
     shown = [json.loads(line) for line in (run / "rewards.jsonl").read_text().splitlines()]
     assert [row["step"] for row in shown] == [step["step"] for step in steps for _ in range(min(2, step["groups"]))]
+
+
+def test_every_figure_of_the_report_is_that_of_the_run_s_files(finished: Finished, tmp_path: Path) -> None:
+    """Also that a figure which is not would be found: one of a table, and one of a curve."""
+    assert complaints(finished.folder) == []
+    changed = tmp_path / "run"
+    shutil.copytree(finished.folder, changed, ignore=shutil.ignore_patterns("learner", "student"))
+    page = (changed / "report.html").read_text()
+    optimizer = f"{len((changed / 'metrics.jsonl').read_text().splitlines())} in "
+    (changed / "report.html").write_text(page.replace(optimizer, f"1{optimizer}"))
+    assert {one.split(":")[0] for one in complaints(changed)} == {"run"}
+    steps = [json.loads(line) for line in (changed / "metrics.jsonl").read_text().splitlines()]
+    steps[2]["jsd"] *= 1.5
+    (changed / "report.html").write_text(page)
+    (changed / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
+    assert "jsd at step 3" in "".join(complaints(changed))
 
 
 def test_each_row_with_a_fault_is_in_quarantine_with_its_reason_and_the_student_learned_from_the_others(

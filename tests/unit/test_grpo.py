@@ -80,7 +80,9 @@ def test_the_loss_of_groups_by_hand() -> None:
     assert told.pop("jsd") == near(0.2, 0.4) and told.pop("jsd_error_bound") == near(0.03, 0.03)
     assert told.pop("accuracy_reward") == told.pop("distillation_reward") == [0.5, 0.5]
     assert told.pop("advantage_std") == near(0, 1) and told.pop("zero_std_groups") == [True, False]
+    assert told.pop("answer_length") == [1.5, 1.5] and told.pop("cut_share") == [0, 0]
     assert told.pop("policy_loss") == near(0, 0) and told.pop("clip_fraction") == [0, 0] and not told
+    assert of((True, False)).metrics["cut_share"].tolist() == [0.5, 0.0]
 
     sharp = of(alpha=0.0)
     assert sharp.old.advantages.tolist() == near(1, -1, -1, 1)

@@ -1,6 +1,7 @@
 import base64
 import dataclasses
 import io
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ from PIL import Image
 
 from masters_ray import config as configuration
 from masters_ray import store
+from masters_ray.config import Config
+from masters_ray.evaluate import Marked
 from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
-from masters_ray.pipeline.outcome import _example, _learned, _online
+from masters_ray.pipeline import examples, machine
+from masters_ray.pipeline.examples import seen
+from masters_ray.pipeline.outcome import _online
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Picture, RolloutGroup
 from tests import builders
@@ -42,8 +47,11 @@ def shown(directory: RunDirectory) -> list[tuple[str, int, float | None]]:
     """What the first answer of each example says, how many there are, and the divergence beside it."""
     return [
         (one.answers[0].answer.text, len(one.answers), one.rewards.divergences[0] if one.rewards else None)
-        for one in _learned(directory, 9)
+        for one in examples.learned(directory, DEMO)[0]
     ]
+
+
+DEMO = configuration.load(ROOT / "conf" / "demo.yaml", ["evaluation.examples=9"])
 
 
 @pytest.fixture
@@ -78,7 +86,7 @@ def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_not
     wide.save(tmp_path / "wide.tif")
     paths = [tmp_path / "wide.tif", tmp_path / "gone.png"]
     pictures = (Picture(data=png()), *(Picture(path=str(path)) for path in paths))
-    small, large, gone = _example(dataclasses.replace(problem(), pictures=pictures), answers=[]).pictures
+    small, large, gone = map(seen, pictures)
     assert small.startswith("data:image/png;base64,")
     with Image.open(io.BytesIO(base64.b64decode(large.removeprefix("data:image/jpeg;base64,")))) as thumbnail:
         assert (thumbnail.size, thumbnail.getpixel((0, 0))) == ((960, 240), (255, 255, 255))
@@ -94,3 +102,99 @@ def test_ages_are_those_of_groups_and_waiting_counts_every_step() -> None:
     assert (found.groups, found.share) == (4, 0.5)
     offline = _online(steps[1:2], None)
     assert (offline.largest_age, offline.mean_age) == (None, None)
+
+
+def answered(*answers: tuple[str, int, float, float], cut: bool = False) -> tuple[RolloutGroup, dict[str, Any]]:
+    """A group whose label is red. answers: text, R_acc, R_distill and advantage; cut: the last one is."""
+    made = [
+        scored([5, place], text=text, accuracy=accuracy, finish="length" if cut and place == len(answers) else "stop")
+        for place, (text, accuracy, *_) in enumerate(answers, 1)
+    ]
+    _, _, distillation, advantages = zip(*answers, strict=True)
+    row = {"stage": 0, "position": 0, "divergences": [0.1] * len(answers), "distillation": list(distillation)}
+    return group(made), row | {"advantages": list(advantages), "version": None}
+
+
+RIGHT = ("red", 1, 0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("answers", "changes", "outranked", "reasons"),
+    [
+        ([RIGHT, ("blue", 0, 0.5, -0.5)], [], "", []),
+        ([RIGHT, ("blue", 0, 1.0, 0.5)], [], "level", ["distillation"]),
+        ([RIGHT, ("blue", 1, 0.2, 0.9)], [], "above", ["verdict"]),
+        ([("red", 0, 0.0, -1.0), ("blue", 0, 0.1, -0.8)], [], "above", ["verdict"]),
+        ([("red", 1, 0.0, -1.0), ("blue", 0, 0.1, -0.8)], [], "above", ["distillation"]),
+        ([("blue", 0, 0.0, -1.0), ("red", 1, 0.0, -1.0)], ["reward.cut_answers=zero"], "level", ["cut"]),
+        ([("blue", 0, 0.9, -0.4), ("red", 1, 0.0, 0.0), ("red", 1, 0.0, -0.5)], [], "above", ["distillation"]),
+        ([("one red", 1, 0.0, 0.0), ("two red", 0, 1.0, 0.0)], [], "level", ["distillation"]),
+    ],
+)
+def test_a_group_in_which_a_wrong_answer_outranks_a_right_one_is_counted_with_its_reason(
+    directory: RunDirectory, answers: Any, changes: list[str], outranked: str, reasons: list[str]
+) -> None:
+    """The rule's word counts; where it calls all answers alike, as in the last case, the verdict's."""
+    made, row = answered(*answers, cut=bool(changes))
+    put(directory.stage(0), made)
+    append_lines(directory.file("rewards.jsonl"), [row])
+    config = configuration.load(ROOT / "conf" / "demo.yaml", changes)
+    [shown], facts = examples.learned(directory, config)
+    assert (shown.outranked, shown.reasons) == (outranked, reasons)
+    assert shown.by_rule == [text == "red" for text, *_ in answers]
+    assert (facts.groups, facts.mixed) == (1, 1)
+    assert (facts.above, facts.level) == (int(outranked == "above"), int(outranked == "level"))
+    assert facts.reasons == dict.fromkeys(reasons, 1)
+    assert facts.disputed == int([bool(accuracy) for _, accuracy, *_ in answers] != shown.by_rule)
+
+
+def test_a_group_in_which_a_wrong_answer_is_ahead_is_shown_although_the_even_spread_misses_it(
+    directory: RunDirectory,
+) -> None:
+    config: Config = configuration.load(ROOT / "conf" / "demo.yaml", ["evaluation.examples=2"])
+    good, row = answered(RIGHT, ("blue", 0, 0.5, -0.5))
+    bad, odd = answered(RIGHT, ("blue", 1, 0.2, 0.9))
+    put(directory.stage(0), *(dataclasses.replace(bad if place == 3 else good, position=place) for place in range(4)))
+    append_lines(
+        directory.file("rewards.jsonl"), [(odd if place == 3 else row) | {"position": place} for place in range(4)]
+    )
+    shown, facts = examples.learned(directory, config)
+    assert [one.rewards.position for one in shown if one.rewards] == [0, 2, 3]
+    assert (facts.groups, facts.above) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("improved", "regressed", "shown"), [(9, 9, (4, 2)), (9, 1, (5, 1)), (1, 9, (1, 5)), (0, 0, (0, 0))]
+)
+def test_regressions_are_shown_beside_improvements_with_the_teacher_s_answer(
+    improved: int, regressed: int, shown: tuple[int, int]
+) -> None:
+    held_out = [problem(f"q{number}") for number in range(20)]
+
+    def marks(right: Any) -> list[Marked]:
+        said: dict[str, Any] = {"kind": "colour", "label": "red", "answer": "", "finish": "stop"}
+        return [Marked(id=one.id, correct=right(number), **said) for number, one in enumerate(held_out)]
+
+    marked = {"teacher": marks(bool), "student_before": marks(lambda one: one >= improved)}
+    marked["student_after"] = marks(lambda one: one < 20 - regressed)
+    found = examples.changed(held_out, marked, 6)
+    verdicts = [(one.before.correct, one.after.correct) for one in found if one.before and one.after]
+    assert (verdicts.count((False, True)), verdicts.count((True, False))) == shown
+    assert [one.teacher.correct for one in found if one.teacher] == [one.id != "q0" for one in found]
+
+
+def test_the_commit_of_code_is_told_and_whether_it_was_changed(tmp_path: Path) -> None:
+    assert machine.code(tmp_path) == ""
+    (tmp_path / "__init__.py").write_text("")
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=x", "-c", "user.email=x@y"]
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    git("init", "-q")
+    assert machine.code(tmp_path) == "", "a repository that does not track the code"
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert machine.code(tmp_path) == git("rev-parse", "HEAD").strip()
+    (tmp_path / "__init__.py").write_text("changed")
+    assert machine.code(tmp_path) == git("rev-parse", "HEAD").strip() + "-dirty"

@@ -2,26 +2,32 @@
 
 import base64
 import dataclasses
+import io
 import json
+import math
 import re
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from masters_ray import report
 from masters_ray.errors import StoreError
-from masters_ray.evaluate import Marked
+from masters_ray.evaluate import Change, Marked
 from masters_ray.files import as_json
 from masters_ray.learner.job import GroupRewards
-from masters_ray.records import Answer, JudgedAnswer, StepMetrics
+from masters_ray.records import Answer, Event, JudgedAnswer, SkippedStep, StepMetrics
 from masters_ray.report import charts
 from masters_ray.report.render import NOTHING, decimal, duration, parameters, share, small_percent
 from masters_ray.report.render import interval as bounds
 from masters_ray.report.summary import Example, read_examples, read_metrics, read_summary
 from tests.builders import accuracy, interval, png, stage_outcome, step, summary
 
+DRAWN = 16
+"""Pictures of a page without online iterations: the method, the accuracies, and 14 curves."""
 SCRIPT = "<script>alert('owned')</script>"
 
 
@@ -40,8 +46,11 @@ PICTURE = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
 def metrics(steps: int = 50) -> list[StepMetrics]:
     """Of five stages of equal length, whose student comes nearer to its teacher."""
     stages = [min(4, 5 * number // steps) for number in range(steps)]
+    usual: dict[str, Any] = {"jsd_error_bound": 0.004, "learning_rate": 1e-6, "kl": 0.02, "grad_norm": 1.5, "mfu": 0.4}
+    usual |= {"accuracy_reward": 0.7, "distillation_reward": 0.5, "zero_std_groups": 0.25, "memory_gib": 3.0}
+    usual |= {"answer_length": 24.0, "cut_share": 0.05, "tokens_per_second": 700.0}
     return [
-        step(number, stage=stage, mask_ratio=0.2 - 0.05 * stage, jsd=0.11 / number, jsd_error_bound=0.004)
+        step(number, stage=stage, mask_ratio=0.2 - 0.05 * stage, jsd=0.11 / number, loss=0.2 + 0.1 / number, **usual)
         for number, stage in enumerate(stages, 1)
     ]
 
@@ -61,10 +70,11 @@ def examples() -> list[Example]:
     long, empty = ("The shape stands in the upper left quarter. " * 9, 0.02), ("", -0.9)
     asked: dict[str, Any] = {"id": "test/5/colour", "kind": "colour", "label": "teal", "finish": "stop"}
     before, after = Marked(**asked, answer="bluish", correct=False), Marked(**asked, answer="Teal.", correct=True)
+    teacher = Marked(**asked, answer="teal", correct=True)
     return [
         example([right, right, wrong], id="train/17/colour", mask_ratio=0.15),
         example([long, empty], id="train/99/place", mask_ratio=0.15, kind="place", pictures=[PICTURE] * 2),
-        example([], id="test/5/colour", label="teal", before=before, after=after),
+        example([], id="test/5/colour", label="teal", before=before, after=after, teacher=teacher),
     ]
 
 
@@ -114,7 +124,8 @@ def test_the_same_inputs_give_the_same_page(tmp_path: Path, html: str) -> None:
 
 TOLD = """
 The student went from 61.2 % (57.1–65.2) to 83.0 % (80.2–85.7) on 720 held-out questions; its teacher has 96.9 %.
-The two 95 % intervals are apart: a gain of 21.8 points | 61 % of the way to its teacher | 70.4 % (65.4–75.4) | +25.6
+A gain of 21.8 points (95 % interval +17.1 to +26.5, paired over the same questions): more than
+61 % of the way to its teacher | 70.4 % (65.4–75.4) | +25.6
 19.999 % | 12,800 | 3 (picture 1, engine 2) | 90.0 % | 0.031 % | 99.61 % | 0.99 | 12,790 answers judged, 10 unjudged
 0.0 %, 21.1 % | 21.1% of the student's answers are cut | 18.3% of the held-out answers are cut
 cut at 64 tokens, and are marked as they stand: student before 18.3 %. | 31.2 M | 0123456789ab | 5 min 10 s | 33.9 s
@@ -122,15 +133,25 @@ cut at 64 tokens, and are marked as they stand: student before 18.3 %. | 31.2 M 
 stage 0: 0.012 nats per token apart at most (of 64 rows, train/<7>; 0.1 is allowed), 0.46 at one token
 max_ratio: 0.2 # <of each matrix> | 2026-03-01 10:20:30 | 0.0104 | -1.52 | <script>alert('owned')</script>
 over the whole vocabulary the distance is between the line and the dashed one
+Not drawn, being 0 at every step: policy loss (below 0.001), clipped tokens.
+Do the rewards put right answers first? 100 groups of the whole run were looked at: 71 have a wrong and a right answer
+In 3 of these a wrong answer has a larger advantage than a right one, in 8 more the same advantage. | R_acc (9);
+wrong (4). Rule and verdict differ on an answer of 6 groups. | 190 of 720 improved, 33 regressed.
+Shown are 1 that improved and 0 that regressed | teacherteal ✓
+Yes: no spike of loss, JSD, KL or gradient norm, no skipped step, no collapse
+dddddddddddd, dddddddddddd | a picture and a question
 """
 TERMS = "mask ratio|JSD|R_acc|R_distill|advantage|left-out mass|KL|95 % interval"
-CURVES = "JSD (nats)|KL (nats)|mean R_acc|mean R_distill|norm before clipping|mask ratio (%)"
+CURVES = (
+    "JSD (nats)|KL (nats)|mean R_acc|mean R_distill|norm before clipping|mask ratio (%)|learning rate"
+    "|fraction of groups|tokens per answer|fraction of answers|tokens per second|fraction of matmul rate|GiB"
+)
 
 
 def test_numbers_and_texts_are_the_run_s_terms_are_explained_and_curves_drawn(html: str, read: str) -> None:
     expected = [*re.split(r" \| |\n", TOLD.strip()), *TERMS.split("|"), *CURVES.split("|")]
     assert [told for told in expected if told not in read] == []
-    assert html.count("<svg") == 12
+    assert html.count("<svg") == DRAWN
 
 
 def test_nothing_is_executed_or_fetched_and_inner_links_have_one_target(html: str) -> None:
@@ -161,7 +182,7 @@ def test_any_number_of_steps(tmp_path: Path, steps: int) -> None:
     """How much the divergence may lack is a dashed line where the steps know of it."""
     html = written(tmp_path, rows=lines(steps))
     assert len(html) < 1_000_000
-    assert html.count("<svg") == (12 if steps else 1)
+    assert html.count("<svg") == (DRAWN if steps else 2)
     assert html.count("stroke-dasharray") == (steps > 0)
     assert ("No optimizer step was recorded." in html) == (steps == 0)
     html = written(tmp_path, rows=line(step(1, jsd_error_bound=0.0)))
@@ -170,16 +191,19 @@ def test_any_number_of_steps(tmp_path: Path, steps: int) -> None:
 
 def test_a_repeated_step_counts_once_and_a_line_that_was_cut_short_not_at_all(tmp_path: Path) -> None:
     build(tmp_path, rows=lines(5) + line(step(4, loss=7.0)) + '{"step": 6, "sta')
-    assert [(row.step, row.loss) for row in read_metrics(tmp_path)] == [(1, 0), (2, 0), (3, 0), (4, 7), (5, 0)]
+    found = [(row.step, row.loss) for row in read_metrics(tmp_path)]
+    assert found == [(row.step, 7.0 if row.step == 4 else row.loss) for row in metrics(5)]
 
 
 def test_online_iterations_are_told_of_and_drawn(tmp_path: Path, read: str) -> None:
     assert "Online:" not in read
     online = {"steps": 2, "share": 0.5, "groups": 9, "mean_age": 1.25, "largest_age": 3.0}
-    rows = "".join(line(step(number, fresh=5, age=1.5, clip_fraction=0.01)) for number in range(1, 5))
+    fresh: dict[str, Any] = {"fresh": 5, "age": 1.5, "clip_fraction": 0.01, "logprob_mismatch": 1e-3}
+    rows = "".join(line(dataclasses.replace(row, **fresh)) for row in metrics(4))
     html = written(tmp_path, {f"online.{name}": value for name, value in online.items()}, rows=rows)
     told = text_of(html)
-    assert "in 2 of 4 optimizer steps (50.0 %)" in told and html.count("<svg") == 16
+    assert "in 2 of 4 optimizer steps (50.0 %)" in told and html.count("<svg") == DRAWN + 3
+    assert "being 0 at every step: policy loss (below 0.001), waiting for fresh answers." in told
     assert "was 1.2 steps behind the one that learned from them on average, 3 at most" in told
 
 
@@ -256,16 +280,124 @@ def test_of_many_kinds_the_largest_are_shown(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("after", "told"),
+    ("after", "bounds", "told"),
     [
-        (accuracy(0.64, 0.60, 0.68), "overlap: on so many questions a gain of 2.8 points may still be chance"),
-        (accuracy(0.40, 0.37, 0.43), "a loss of 21.2 points"),
-        (accuracy(0.98, 0.97, 0.99), "level with its teacher"),
-        (accuracy(0.69, 0.653, 0.73), "apart: a gain of 7.8 points"),
+        (0.64, (-0.001, 0.057), "A gain of 2.8 points (95 % interval -0.1 to +5.7, paired over the same questions)"),
+        (0.64, (-0.001, 0.057), "with so many questions it may be chance."),
+        (0.64, (0.001, 0.055), "more than the choice of questions explains. That is 8 % of the way"),
+        (0.40, (-0.26, -0.16), "A loss of 21.2 points (95 % interval -26.0 to -16.0, paired over"),
+        (0.98, (0.33, 0.41), "level with its teacher"),
+        (0.612, (-0.03, 0.03), "A difference of 0.0 points"),
     ],
 )
-def test_verdicts(after: Any, told: str) -> None:
-    assert told in report.verdict(dataclasses.replace(summary().accuracy, student_after=after))
+def test_the_verdict_follows_from_the_paired_interval_alone(
+    after: float, bounds: tuple[float, float], told: str
+) -> None:
+    """The two intervals of 2.8 points overlap: whether that may be chance is up to the questions that changed."""
+    low, high = bounds
+    change = Change(value=after - 0.612, low=low, high=high, n=720, improved=90, regressed=70)
+    found = dataclasses.replace(summary().accuracy, student_after=accuracy(after, after - 0.04, after + 0.04))
+    assert told in report.verdict(summary(accuracy=found, change=change))
+
+
+def spiked() -> str:
+    """200 steps of which 70 jumps, 71 is not finite and 150 was skipped."""
+    rows = metrics(200)
+    rows[69] = dataclasses.replace(rows[69], loss=40.0, grad_norm=900.0)
+    rows[70] = dataclasses.replace(rows[70], jsd=math.inf)
+    return "".join(line(row) for row in rows if row.step != 150)
+
+
+def test_a_spike_is_told_with_its_step_and_does_not_flatten_its_curve(tmp_path: Path, read: str) -> None:
+    skipped = SkippedStep(step=150, stage=3, reason="the loss of train/<4> is not finite")
+    (tmp_path / "skipped.jsonl").write_text(json.dumps(dataclasses.asdict(skipped)) + "\n")
+    told = text_of(written(tmp_path, rows=spiked()))
+    assert "Steps 70 to 71: loss 40 (0.201), JSD not finite (0.00155), gradient norm 900 (1.5)." in told
+    assert "Step 150 was skipped: the loss of train/<4> is not finite." in told
+    assert told.count("Beyond the edge (triangles): step 70 (900).") == 1
+    assert "Beyond the edge (triangles): step 70 (40)." in told and "Beyond the edge" not in read
+    drawn = charts.curve_chart(
+        [step(row, loss=40.0 if row == 7 else 0.2 + row / 100) for row in range(1, 21)], "loss", "l"
+    )
+    ticks = re.findall(r"<text[^>]*>([.\d]+)<", drawn.split(">optimizer step<")[1])
+    assert max(map(float, ticks)) < 0.5 and "var(--before)" in drawn
+
+
+@pytest.mark.parametrize(
+    ("examples", "shown", "told", "size"),
+    [
+        (12, 12, "pictures have at most 480 pixels. examples.json and metrics.jsonl have all.", (480, 360)),
+        (40, 8, "at most 320 pixels, 32 of 40 examples are left out, curves have at most 300 points.", (320, 240)),
+    ],
+)
+def test_a_large_page_is_thinned_and_says_so(
+    tmp_path: Path, examples: int, shown: int, told: str, size: tuple[int, int]
+) -> None:
+    """Pictures of noise, long answers and 5,000 steps."""
+    noise = Image.frombytes("RGB", (960, 720), np.random.default_rng(0).bytes(960 * 720 * 3))
+    content = io.BytesIO()
+    noise.save(content, "JPEG", quality=85)
+    uri = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    many = [example([("word " * 2000, 0.5)] * 2, id=f"train/{number}", pictures=[uri]) for number in range(examples)]
+    html = written(tmp_path, rows=lines(5000), shown=many)
+    assert len(html.encode()) < report.MOST_BYTES < len(uri) * examples
+    assert told in text_of(html) and html.count("<article") == shown
+    [first, *_] = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    assert Image.open(io.BytesIO(base64.b64decode(first))).size == size
+    assert "This page was thinned" not in text_of(written(tmp_path, rows=lines(50)))
+
+
+CALLS = """
+2026-03-01 10:20:30masters-ray run x.yaml–e0d2865a9e28, with changes2 × (8 CPUs, 1 × H200, 60 GiB)
+2026-03-01 12:00:00masters-ray run x.yaml teacher.replicas=2finished––
+Checkpoints written: step 30 at 10:40:00, step 60 at 12:10:00.
+The call of 2026-03-01 10:20:30 was killed; a later call went on.
+3 rows of the data were set aside while reading.
+10:30:00 a replica <1> died and was started again
+studentwrites answers46642 min 03 s9,00073
+judgemarks answers2320.0 s––
+"""
+
+
+def test_calls_machines_checkpoints_and_what_went_wrong_are_told(tmp_path: Path) -> None:
+    events = [
+        ("10:20:30", "start", "masters-ray run x.yaml", None),
+        ("10:20:31", "code", "e0d2865a9e28dc62264de26e8f48a4e5eab6f121-dirty", None),
+        ("10:20:31", "nodes", "2 × (8 CPUs, 1 × H200, 60 GiB)", None),
+        ("10:30:00", "warning", "a replica <1> died and was started again", None),
+        ("10:40:00", "checkpoint", "", 30),
+        ("12:00:00", "start", "masters-ray run x.yaml teacher.replicas=2", None),
+        ("12:10:00", "checkpoint", "", 60),
+        ("12:20:00", "end", "finished", None),
+    ]
+    told = [Event(time=f"2026-03-01T{at}+00:00", kind=kind, text=text, step=step) for at, kind, text, step in events]  # type: ignore[arg-type]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in told))
+    answered = {"calls": 23, "questions": 32, "seconds": 61.5, "tokens": 4500}
+    changes = {
+        "stages.0.calls": {"student.answer": answered},
+        "stages.1.calls": {"student.answer": answered, "judge.judge": {"calls": 2, "questions": 32, "seconds": 0.0}},
+    }
+    found = text_of(written(tmp_path, changes))
+    assert [one for one in CALLS.strip().splitlines() if one not in found] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"outranked": "above", "reasons": ["distillation"]},
+            "a larger advantage than a right one: teacher and student",
+        ),
+        ({"outranked": "level", "reasons": ["cut", "verdict"]}, "the same advantage as a right one: an answer was cut"),
+        ({"by_rule": [True, False]}, "Here the judge and the rule differ on an answer."),
+    ],
+)
+def test_an_example_whose_rewards_or_marks_are_at_odds_says_so(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    plain = example([("red", 0.5), ("blue", 0.5)], id="x", by_rule=[True, True])
+    assert told not in text_of(written(tmp_path, shown=[plain]))
+    assert told in text_of(written(tmp_path, shown=[dataclasses.replace(plain, **changes)]))
 
 
 @pytest.mark.parametrize(
@@ -292,6 +424,6 @@ def test_numbers_as_people_write_them_also_on_the_axis_of_a_log_scale() -> None:
     assert parameters(3_754_622_976) == "3.75 B"
     assert bounds(accuracy(0.0, -0.02, 0.01), " to ") == "-2.0 to 1.0"
     assert decimal(float("nan")) == NOTHING == share(None)
-    rows = [step(number, grad_norm=value) for number, value in enumerate((1.0, 1.2, 0.9, 1.1, 400.0), 1)]
+    rows = [step(number, grad_norm=value) for number, value in enumerate([1.0] * 8 + [100.0] * 5, 1)]
     drawn = charts.curve_chart(rows, "grad_norm", "norm")
     assert "mathdefault" not in drawn and ">100<" in drawn

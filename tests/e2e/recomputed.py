@@ -1,0 +1,435 @@
+"""What a finished run's report must say, recomputed from the run's files without the report's own code."""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from html import unescape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+MODELS = ("student_before", "student_after", "teacher")
+PROSE = {
+    "result": {"95", "0", "1"},  # and the picture's words
+    "accuracy": {"95"},
+    "sources": set(),
+    "stages": {"0"},
+    "learning": {"1", "0", "2", "0.693", "60", "0.001"},
+    "judge": set(),
+    "examples": {"0"},
+    "run": {"0"},
+}
+"""Figures of the sentences that are the same on every page, by section."""
+
+
+def sections(html: str) -> dict[str, str]:
+    """Section → what a reader sees of it, without charts and configuration; each tag is a blank."""
+    found = re.findall(r'<section id="(\w+)">(.*?)</section>', html, re.DOTALL)
+    unseen = r"<svg.*?</svg>|<pre>.*?</pre>"
+    return {
+        name: " ".join(unescape(re.sub("<[^>]+>", " ", re.sub(unseen, "", inner, flags=re.DOTALL))).split())
+        for name, inner in found
+    }
+
+
+def figures(text: str) -> set[str]:
+    """The words of a text that hold a digit, without the signs around them."""
+    return {word.strip("()[];:,.%“”‘’\"'`") for word in re.split(r"[\s–]+", text) if re.search(r"\d", word)}
+
+
+def curve(html: str, field: str) -> list[float]:
+    """The values at which the markers of a metric's curve stand, by the labels of its axis."""
+    chart = html[html.index(f'id="{field}-figure_1"') :].partition("</svg>")[0]
+    tick = r'ytick_\d+">.*?<use [^>]*y="([-.\d]+)".*?<text[^>]*>([^<]+)</text>'
+    (y, value), *_, (other_y, other) = [(float(y), float(label)) for y, label in re.findall(tick, chart, re.DOTALL)]
+    marks = re.findall(r'<use [^>]*y="([-.\d]+)" style="fill: var\(--after\)', chart)
+    return [value + (float(mark) - y) * (other - value) / (other_y - y) for mark in marks]
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def told(seconds: float) -> str:
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
+
+
+def bounds(right: int, n: int) -> tuple[float, float]:
+    """Wilson's."""
+    z, p = 1.959964, right / n
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (p + z * z / (2 * n) - half) / (1 + z * z / n), (p + z * z / (2 * n) + half) / (1 + z * z / n)
+
+
+def rate(right: int, n: int) -> str:
+    low, high = (100 * min(1.0, max(0.0, bound)) for bound in bounds(right, n))
+    return f"{percent(right / n)} ({low:.1f}–{high:.1f})"
+
+
+def spread(items: list[Any], count: int) -> list[Any]:
+    taken = min(count, len(items))
+    return [items[index * len(items) // taken] for index in range(taken)]
+
+
+class Recomputed:
+    """The figures of a run with one source of questions, one teacher, and no online iterations."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.steps = list({row["step"]: row for row in lines(run / "metrics.jsonl")}.values())
+        self.marks = {
+            name: {one["id"]: one for one in json.loads((run / "evaluation" / f"{name}.json").read_text())["marks"]}
+            for name in MODELS
+        }
+        self.stages, self.rows = [], dict[tuple[int, int], dict[str, Any]]()
+        for folder in sorted((run / "rollouts").iterdir()):
+            self.stages.append(json.loads((folder / "manifest.json").read_text())["made_by"])
+            for shard in sorted(folder.glob("*.parquet")):
+                for row in pq.read_table(shard).to_pylist():
+                    self.rows[row["stage"], row["position"]] = row
+        self.config = yaml.safe_load((run / "config.yaml").read_text())
+        self.events = lines(run / "events.jsonl")
+        self.summary = json.loads((run / "summary.json").read_text())
+
+    def result(self) -> list[str]:
+        before, after, teacher = (self._mean(name) for name in MODELS)
+        paired = self._paired()
+        return [
+            f"{percent(before[0])} ({100 * before[1]:.1f}–{100 * before[2]:.1f})",
+            f"{percent(after[0])} ({100 * after[1]:.1f}–{100 * after[2]:.1f})",
+            f"on {len(self.marks['teacher'])} held-out questions",
+            f"its teacher has {percent(teacher[0])}.",
+            f"{100 * abs(after[0] - before[0]):.1f} points (95 % interval {paired}, paired over the same questions)",
+            *(f"95 % interval {100 * low:.1f}–{100 * high:.1f}" for _, low, high in (before, after, teacher)),
+            *self._way(before[0], after[0], teacher[0]),
+        ]
+
+    def _way(self, before: float, after: float, teacher: float) -> list[str]:
+        low, _, _ = self._paired().partition(" to ")
+        share = (after - before) / (teacher - before)
+        return [f"That is {100 * share:.0f} % of the way to its teacher."] if float(low) > 0 and share < 1 else []
+
+    def accuracy(self) -> list[str]:
+        kinds, found = self._kinds("student_after"), []
+        for kind in kinds:
+            counts = [self._kinds(name)[kind] for name in MODELS]
+            rates = [rate(sum(right), len(right)) for right in counts]
+            change = 100 * (sum(counts[1]) / len(counts[1]) - sum(counts[0]) / len(counts[0]))
+            found.append(" ".join([kind, *rates, f"{change:+.1f}", str(len(counts[1]))]))
+        means = [self._mean(name) for name in MODELS]
+        rates = [f"{percent(value)} ({100 * low:.1f}–{100 * high:.1f})" for value, low, high in means]
+        of_all = f"{100 * (means[1][0] - means[0][0]):+.1f} ({self._paired()})"
+        cut = {name: [one["finish"] == "length" for one in marks.values()] for name, marks in self.marks.items()}
+        shares = [f"{name.replace('_', ' ')} {percent(sum(of) / len(of))}" for name, of in cut.items() if any(of)]
+        limit = str(self.config["evaluation"]["max_tokens"])
+        return [*found, " ".join(["all kinds (mean)", *rates, of_all, str(len(cut["teacher"]))]), *shares, limit]
+
+    def sources(self) -> list[str]:
+        return [f"All {self._questions():,} training questions come from one source."]
+
+    def stages_(self) -> list[str]:
+        found = []
+        for number, noted in enumerate(self.stages):
+            answers = self._answers(number)
+            by = {source: [one for one in answers if one["source"] == source] for source in ("teacher", "student")}
+            cut = (percent(sum(one["finish"] == "length" for one in of) / len(of)) for of in by.values())
+            right = (percent(sum(one["accuracy"] for one in of) / len(of)) for of in by.values())
+            tokens = sum(len(one["token_ids"]) for one in answers)
+            aside, kinds = sum(noted["set_aside"].values()), noted["set_aside"].items()
+            mass = float(f"{100 * noted['tail_mass_sum'] / noted['tokens']:.2g}")
+            cells = [number, percent(noted["ratio"]), percent(noted["sparsity"], 3)]
+            cells += [sum(stage == number for stage, _ in self.rows)]
+            cells += [f"{aside}" + (f" ({', '.join(f'{kind} {count}' for kind, count in kinds)})" if aside else "")]
+            cells += [
+                f"{noted['seconds']:.1f}",
+                f"{tokens / noted['seconds']:,.0f}",
+                f"{len(answers) + noted['unjudged']:,}",
+            ]
+            cells += [noted["unjudged"], noted["empty"], ", ".join(cut), *right, f"{mass:.15g} %"]
+            found.append(" ".join([*map(str, cells), noted["teacher_digest"][:12]]))
+            if noted["defused_answers"] or noted["defused_questions"]:
+                found.append(f"stage {number}: {noted['defused_answers']} answers and {noted['defused_questions']} ")
+        seconds = sum(noted["seconds"] for noted in self.stages)
+        tokens = sum(len(one["token_ids"]) for one in self._answers())
+        aside = sum(sum(noted["set_aside"].values()) for noted in self.stages)
+        total = [
+            f"{len(self.rows):,}",
+            aside,
+            f"{seconds:.1f}",
+            f"{tokens / seconds:,.0f}",
+            f"{len(self._answers()) + sum(noted['unjudged'] for noted in self.stages):,}",
+        ]
+        total += [sum(noted[name] for noted in self.stages) for name in ("unjudged", "empty")]
+        return [*found, " ".join(["all", *map(str, total)])]
+
+    def learning(self) -> list[str]:
+        names = {"loss": "loss", "jsd": "JSD", "kl": "KL", "grad_norm": "gradient norm"}
+        odd = {field: self.outliers(field) for field in names}
+        together: list[list[int]] = []
+        for step in sorted({step for of in odd.values() for step, *_ in of}):
+            if together and step - together[-1][-1] <= 5:
+                together[-1].append(step)
+            else:
+                together.append([step])
+        found = []
+        for steps in together[:10]:
+            peaks = {
+                field: max(of, key=lambda one: abs(one[1]))
+                for field in names
+                if (of := self._within(odd[field], steps))
+            }
+            said = ", ".join(f"{names[field]} {value:.3g} ({of:.3g})" for field, (_, value, of) in peaks.items())
+            when = f"Step {steps[0]}" if len(steps) == 1 else f"Steps {steps[0]} to {steps[-1]}"
+            found.append(f"{when}: {said}.")
+        for field in names:
+            steps = [step for step, *_ in odd[field]]
+            usual = max(abs(row[field]) for row in self.steps if row["step"] not in steps)
+            far = [f"step {step} ({value:.3g})" for step, value, _ in odd[field] if abs(value) > 1.1 * usual]
+            more = [f"and {len(far) - 5} more"] if len(far) > 5 else []
+            found += [" ".join([", ".join(far[:5]), *more])] if far else []
+        skipped = lines(self.run / "skipped.jsonl")
+        return found + [f"Step {one['step']} was skipped: {one['reason']}." for one in skipped]
+
+    @staticmethod
+    def _within(outliers: list[tuple[int, float, float]], steps: list[int]) -> list[tuple[int, float, float]]:
+        return [one for one in outliers if steps[0] <= one[0] <= steps[-1]]
+
+    def judge(self) -> list[str]:
+        found = []
+        for number in range(len(self.stages)):
+            marks = [(one["accuracy"], one["by_rule"]) for one in self._answers(number)]
+            same = sum(verdict == rule for verdict, rule in marks) / len(marks)
+            judge, rule = (sum(of) / len(marks) for of in zip(*marks, strict=True))
+            chance = judge * rule + (1 - judge) * (1 - rule)
+            row = [f"{number} {len(marks):,}", *(percent(of, 2) for of in (same, judge, rule))]
+            found.append(" ".join([*row, f"{(same - chance) / (1 - chance):.2f}"]))
+        marks = [(one["accuracy"], one["by_rule"]) for one in self._answers()]
+        unjudged = sum(noted["unjudged"] for noted in self.stages)
+        agreed = sum(verdict == rule for verdict, rule in marks) / len(marks)
+        found.append(f"Judge and rule say the same on {percent(agreed, 2)} of the judged answers.")
+        return [*found, f"{len(marks):,} answers judged, {unjudged} unjudged."]
+
+    def examples(self) -> list[str]:
+        count = self.config["evaluation"]["examples"]
+        rewards = {(row["stage"], row["position"]): row for row in lines(self.run / "rewards.jsonl")}
+        looked_at = [rewards[place] for place in spread(sorted(rewards), 200)]
+        ranked = [self._outranked(row) for row in looked_at]
+        ranks = [rank for rank, _ in ranked]
+        counts = Counter(reason for rank, reasons in ranked for reason in reasons if rank)
+        shown = spread(list(zip(looked_at, ranks, strict=True)), count)
+        if not any(rank == "above" for _, rank in shown):
+            shown += [one for one in zip(looked_at, ranks, strict=True) if one[1] == "above"][:1]
+        mixed = sum(rank is not None for rank in ranks)
+        disputed = sum(
+            any(one["accuracy"] != one["by_rule"] for one in self._group(row)["answers"]) for row in looked_at
+        )
+        found = [
+            f"{len(looked_at)} groups of the whole run were looked at: {mixed} have a wrong and a right answer",
+            f"In {ranks.count('above')} of these a wrong answer has a larger advantage than a right one, in "
+            f"{ranks.count('level')} more the same advantage.",
+            f"differ on an answer of {disputed} groups.",
+            *(f"({count})" for count in counts.values()),
+        ]
+        for row, _ in shown:
+            group = self._group(row)
+            ratio = f"{100 * group['mask_ratio']:.0f} %"
+            found.append(f"{group['id']} · kind “{group['kind']}” · stage {row['stage']} · mask ratio {ratio}")
+            cells = Counter[tuple[str, str, str]]()
+            for place, one in enumerate(group["answers"]):
+                marks = " ".join("✓" if right else "✗" for right in (one["accuracy"], one["by_rule"]))
+                divergence = row["divergences"][place]
+                numbers = f"{row['advantages'][place]:+.2f} {row['distillation'][place]:.2f}"
+                numbers += f" {divergence:#.3g}" if divergence else " 0"
+                verdict, text = (" ".join(one[name].split()) for name in ("verdict", "text"))
+                cells[one["source"], f"{text or '(empty)'} {one['accuracy']} {marks} {numbers}", verdict] += 1
+            for (source, words, verdict), of in cells.items():
+                found += [f"{source} × {of} {words}" if of > 1 else f"{source} {words}", verdict]
+        before, after, teacher = (self.marks[name] for name in MODELS)
+        changed = [
+            [id for id in before if (before[id]["correct"], after[id]["correct"]) == change]
+            for change in ((False, True), (True, False))
+        ]
+        improved, regressed = map(len, changed)
+        down = min(regressed, max(-(-count // 3), count - improved))
+        up = min(improved, count - down)
+        found.append(f"{improved} of {len(before)} improved, {regressed} regressed.")
+        found.append(f"Shown are {up} that improved and {down} that regressed")
+        for id in [*spread(changed[0], up), *spread(changed[1], down)]:
+            found.append(f"{id} · kind “{before[id]['kind']}” · {'improved' if after[id]['correct'] else 'regressed'}")
+            found.append(f"teacher {' '.join(teacher[id]['answer'].split())} {'✓' if teacher[id]['correct'] else '✗'}")
+        return found
+
+    def run_(self) -> list[str]:
+        journal = json.loads((self.run / "journal.json").read_text())
+        skipped, left_out = (lines(self.run / f"{name}.jsonl") for name in ("skipped", "left_out"))
+        seconds = sum(row["seconds"] for row in self.steps)
+        learned = sum(row["tokens"] for row in self.steps)
+        wall = journal["wall_seconds"]
+        phases = dict(journal["phases"])
+        if (rest := wall - sum(phases.values())) > 0.005 * wall:
+            phases["everything else"] = rest
+        found = [f"{name} {told(of)} – {100 * of / sum(phases.values()):.0f} %" for name, of in phases.items()]
+        found += [f"wall time {told(wall)}", f"{len(self.steps)} in {told(seconds)}", f"{len(skipped)} (loss or"]
+        found += [f"{len(left_out)} (quarantine.jsonl has", f"groups learned from {len(self.rows):,}"]
+        found += [f"answer tokens learned from {sum(row['answer_tokens'] for row in self.steps):,}"]
+        found += [f"{learned:,}, prompts once; {learned / seconds:,.0f} per second"]
+        found += [self.events[0]["text"], f"seed {self.config['run']['seed']}"]
+        calls = [event for event in self.events if event["kind"] in ("start", "code", "nodes", "end")]
+        for event in calls:
+            clock = event["time"].replace("T", " ").removesuffix("+00:00")
+            words = {"start": f"{clock} {event['text']}", "code": event["text"][:12]}
+            found.append(words.get(event["kind"], event["text"]))
+        saved = [f"step {one['step']} at {one['time'][11:19]}" for one in self.events if one["kind"] == "checkpoint"]
+        found.append(", ".join(saved) if len(saved) <= 8 else f"{len(saved)}, from {saved[0]} to {saved[-1]}")
+        found += [f"{one['time'][11:19]} {one['text']}" for one in self.events if one["kind"] == "warning"]
+        work: dict[str, Counter[str]] = defaultdict(Counter)
+        for name, of_call in (item for noted in self.stages for item in noted["calls"].items()):
+            work[name].update(of_call)
+        tasks = {"answer": "writes answers", "score": "scores answers", "judge": "marks answers"}
+        for name, one in work.items():
+            role, task = name.split(".")
+            spoken = f"{one['tokens']:,} {one['tokens'] / one['seconds']:,.0f}" if one["tokens"] else "– –"
+            counts = f"{one['calls']} {one['questions']:,} {told(one['seconds'])}"
+            found.append(f"{role} {tasks[task]} {counts} {spoken}")
+        for one in journal["agreement"].values():
+            found.append(f"stage {one['stage']}: {one['mean_gap']:.2g} nats per token apart at most (of {one['rows']} ")
+            found += [one["row"], f"{one['token_gap']:.2g} at one token", f"{one['bound']:g} is allowed"]
+        versions = [f"{name} {version}" for name, version in self.summary["versions"].items()]
+        models = [self.summary["student"], *self.summary["teachers"]]
+        digests = [one["digest"][:12] for one in (*models, self.summary["train"], self.summary["held_out"])]
+        sizes = [f"{one['parameters'] / 1e6:.3g} M" for one in models]
+        return [*found, *versions, *digests, *sizes, self.summary["dir"], journal["started"].replace("T", " ")]
+
+    def quarantined(self) -> list[str]:
+        rows = Counter(row["kind"] for row in lines(self.run / "quarantine.jsonl"))
+        aside = sum(sum(noted["set_aside"].values()) for noted in self.stages)
+        of_data = rows.total() - aside
+        told = [f"{of_data} rows of the data were set aside"] if of_data else []
+        told += [f"{aside} questions were dropped while"] if aside else []
+        return [
+            *told,
+            f"training questions {self._questions():,} ({of_data} set aside",
+            f"{len(self.marks['teacher'])} (",
+        ]
+
+    def _questions(self) -> int:
+        return len(self.rows) + sum(sum(noted["set_aside"].values()) for noted in self.stages)
+
+    def _kinds(self, model: str) -> dict[str, list[bool]]:
+        found: dict[str, list[bool]] = defaultdict(list)
+        for one in self.marks[model].values():
+            found[one["kind"]].append(one["correct"])
+        return dict(sorted(found.items()))
+
+    def _mean(self, model: str) -> tuple[float, float, float]:
+        kinds = self._kinds(model).values()
+        value = sum(sum(of) / len(of) for of in kinds) / len(kinds)
+        widened = [((sum(of) + 2) / (len(of) + 4), len(of) + 4) for of in kinds]
+        half = 1.959964 * math.sqrt(sum(p * (1 - p) / n for p, n in widened)) / len(kinds)
+        return value, max(0.0, value - half), min(1.0, value + half)
+
+    def _paired(self) -> str:
+        """The bounds of the change, in points."""
+        total, variance, kinds = 0.0, 0.0, self._kinds("student_after")
+        for kind in kinds:
+            ids = [id for id, one in self.marks["student_after"].items() if one["kind"] == kind]
+            pairs = [
+                (self.marks["student_before"][id]["correct"], self.marks["student_after"][id]["correct"]) for id in ids
+            ]
+            up, down, n = pairs.count((False, True)), pairs.count((True, False)), len(pairs)
+            total += (up - down) / n
+            p, q = (up + 0.5) / (n + 2), (down + 0.5) / (n + 2)
+            variance += (p + q - (p - q) ** 2) / (n + 2)
+        value, half = total / len(kinds), 1.959964 * math.sqrt(variance) / len(kinds)
+        return f"{100 * max(-1, value - half):+.1f} to {100 * min(1, value + half):+.1f}"
+
+    def _answers(self, stage: int | None = None) -> list[dict[str, Any]]:
+        places = [place for place in self.rows if stage in (None, place[0])]
+        return [answer for place in places for answer in self._of(self.rows[place])["answers"]]
+
+    def _group(self, rewards: dict[str, Any]) -> dict[str, Any]:
+        return self._of(self.rows[rewards["stage"], rewards["position"]])
+
+    @staticmethod
+    def _of(row: dict[str, Any]) -> dict[str, Any]:
+        """The row, its answers with the exact rule's mark; labels of easy-vqa have no articles or signs."""
+        for one in row["answers"]:
+            words = [word.strip(".,;:!?\"'()*_") for word in one["text"].casefold().split()]
+            kept = [word for word in words if word and word not in ("a", "an", "the")]
+            one["by_rule"] = int(" ".join(kept) == row["label"])
+        return row
+
+    def _outranked(self, rewards: dict[str, Any]) -> tuple[str | None, set[str]]:
+        """(rank, reasons); rank None: not both a wrong and a right answer. With reward.cut_answers=judge."""
+        answers, gaps = self._group(rewards)["answers"], list[tuple[float, str]]()
+        rule = [one["by_rule"] for one in answers]
+        marks = rule if len(set(rule)) > 1 else [one["accuracy"] for one in answers]
+        for wrong, right in ((i, j) for i, a in enumerate(marks) for j, b in enumerate(marks) if b and not a):
+            mistaken = answers[wrong]["accuracy"] >= answers[right]["accuracy"]
+            gap = rewards["advantages"][wrong] - rewards["advantages"][right]
+            gaps.append((gap, "verdict" if mistaken else "distillation"))
+        if not gaps:
+            return None, set()
+        above = {reason for gap, reason in gaps if gap > 1e-3}
+        level = {reason for gap, reason in gaps if gap > -1e-3}
+        return ("above", above) if above else ("level", level) if level else ("", set())
+
+    def outliers(self, field: str) -> list[tuple[int, float, float]]:
+        """(step, value, median around it)"""
+        values = [row[field] for row in self.steps]
+        half = min(101, max(5, len(values) // 20)) // 2
+        around = [median(values[max(0, at - half) : at + half + 1]) for at in range(len(values))]
+        away = [abs(value - of) for value, of in zip(values, around, strict=True)]
+        usual, far = median(map(abs, values)), median(away)
+        found = [
+            (distance, row["step"], value, of)
+            for distance, row, value, of in zip(away, self.steps, values, around, strict=True)
+            if usual and distance > 3 * abs(of) and distance > 10 * far and distance > usual / 2
+        ]
+        most = max(3, len(values) // 10)
+        return sorted(one[1:] for one in sorted(found, reverse=True)[:most])
+
+
+def complaints(run: Path) -> list[str]:
+    """What the report does not say although the files do, and figures that it shows although the files do not."""
+    html, of = (run / "report.html").read_text(), Recomputed(run)
+    shown = sections(html)
+    expected = {
+        "result": of.result(),
+        "accuracy": of.accuracy(),
+        "sources": of.sources(),
+        "stages": of.stages_(),
+        "learning": of.learning(),
+        "judge": of.judge(),
+        "examples": of.examples(),
+        "run": [*of.run_(), *of.quarantined()],
+    }
+    found = [] if shown.keys() == expected.keys() else [f"sections: {list(shown)}"]
+    for section, rows in expected.items():
+        found += [f"{section}: not there: {row}" for row in rows if " ".join(row.split()) not in shown[section]]
+        known = figures(" ".join(rows)) | PROSE[section]
+        found += [f"{section}: not in the files: {one}" for one in sorted(figures(shown[section]) - known)]
+    drawn = re.findall(r'id="([a-z_]+)-figure_1"', html)
+    outliers = {field: {step for step, *_ in of.outliers(field)} for field in drawn if field in of.steps[0]}
+    for field in outliers if len(of.steps) <= 60 else ():
+        values = [row[field] for row in of.steps]
+        read, reach = curve(html, field), max(map(abs, values)) or 1.0
+        # Where a line leaves the axis, the chart has more points than steps.
+        marks = [[mark] for mark in read] if len(read) == len(values) else [read] * len(values)
+        found += [
+            f"{field} at step {row['step']}: {value} in the files, {mark} in its curve"
+            for row, value, of_step in zip(of.steps, values, marks, strict=True)
+            if row["step"] not in outliers[field] and all(abs(value - mark) > 0.005 * reach for mark in of_step)
+            for mark in of_step[:1]
+        ]
+    return found
