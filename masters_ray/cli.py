@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description=masters_ray.__doc__,
         epilog="Exit codes: 0 done, 1 refused or failed (the reason is said last), 2 words that mean nothing, "
-        "130, 143, 129 stopped by Ctrl-C, SIGTERM, a closed terminal.",
+        "75 stopped after run.stop_after, 130, 143, 129 stopped by Ctrl-C, SIGTERM, a closed terminal.",
     )
     parser.add_argument("--version", action="version", version=f"masters-ray {metadata.version('masters-ray')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -152,9 +152,12 @@ def _run(arguments: argparse.Namespace) -> None:
 def _on_ray(config: Config, *, learns: bool = True) -> Iterator[tuple[RunDirectory, Turns | None]]:
     """Yields the locked run directory and what ``placement.place`` decides, with Ray connected inside the block."""
     from masters_ray import cluster
+    from masters_ray.config.fields import seconds_of
     from masters_ray.pipeline.run_dir import RunDirectory
 
     directory = RunDirectory(config)
+    limit = config.run.stop_after or ""
+    stopping.stop_after(seconds_of(limit), limit)
     with directory.locked(), cluster.connected(config.cluster):
         yield directory, cluster.place(config, learns=learns)
 

@@ -1,4 +1,5 @@
-"""Handles SIGINT, SIGTERM and SIGHUP: all end the program as Ctrl-C does, each with its exit code 128 + signal."""
+"""Handles SIGINT, SIGTERM and SIGHUP: all end the program as Ctrl-C does, each with its exit code 128 + signal. So does
+``run.stop_after``, by a timer and SIGALRM, with exit code 75."""
 
 import os
 import signal
@@ -14,6 +15,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_REPEAT = 2.0
 """A signal that comes again this soon is the same one: timeout and terminals signal the process and its group."""
 
+_started = time.monotonic()
+_limit = ""
+"""What run.stop_after says."""
 _first: list[tuple[signal.Signals, float]] = []
 """The first signal received and its time (monotonic seconds); empty before."""
 
@@ -28,6 +32,15 @@ def listen() -> None:
                 signal.signal(number, _stop)
 
 
+def stop_after(seconds: int, told: str) -> None:
+    """Stops the program, by SIGALRM, once it has run so many seconds; 0: never. told: the same as it was written."""
+    global _limit
+    if seconds:
+        _limit = told
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, seconds - (time.monotonic() - _started)))
+
+
 def forget() -> None:
     _first.clear()
 
@@ -39,6 +52,8 @@ def asked() -> bool:
 def outcome() -> tuple[str, int]:
     """Returns what happened, in words, and the exit code, for example 130 for Ctrl-C."""
     number = _first[0][0] if _first else signal.SIGINT
+    if number == signal.SIGALRM:
+        return f"stopped after {_limit} as run.stop_after says", os.EX_TEMPFAIL
     return "interrupted" if number == signal.SIGINT else f"stopped by {number.name}", 128 + number
 
 
@@ -47,7 +62,7 @@ def _stop(number: int, _: FrameType | None) -> None:
         _first.append((signal.Signals(number), time.monotonic()))
         # Not a class of our own: calls that wait inside Ray would turn it into KeyboardInterrupt.
         raise KeyboardInterrupt
-    if time.monotonic() - _first[0][1] > _SECONDS_TO_REPEAT:
+    if number != signal.SIGALRM and time.monotonic() - _first[0][1] > _SECONDS_TO_REPEAT:
         told, exit_code = outcome()
         end(f"{told}, asked again and ended at once; {GOES_ON}", exit_code)
 

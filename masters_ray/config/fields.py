@@ -69,6 +69,16 @@ def only(holds: Callable[[Any], bool], expected: str) -> AfterValidator:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def seconds_of(duration: str) -> int:
+    """Returns the seconds of a text such as 60s, 90m or 11h30m; 0 for any other text."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", duration)
+    return sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+
+
+Duration = Annotated[str, only(lambda text: seconds_of(text) > 0, "a duration such as 60s, 90m or 11h30m")]
+Every = Annotated[str, only(lambda text: bool(re.fullmatch("stage|0*[1-9][0-9]*", text)), "steps such as 50, or stage")]
 ONE_OR_MORE = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 """Marks a list that may be written as its only element."""
 

@@ -33,6 +33,8 @@ def _all(config: Config) -> Iterator[Broken]:
         yield "judge.reasoning", "false where judge.of_teacher or judge.of_student is rule", True, "A rule reads none."
     if config.rollout.online_fraction > 0:
         yield from _online(config)
+    if config.learner.keep == "best" and config.evaluation.every is None:
+        yield "evaluation.every", "steps or stage with learner.keep=best", None, "Set it, or set learner.keep=last."
     yield from _sources("data.train", config.data.train)
     yield from _sources("data.held_out", config.data.held_out)
     for key, source in zip(keys_of("data.train", config.data.train), config.data.train, strict=True):

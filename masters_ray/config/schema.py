@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from masters_ray.config import fields
 from masters_ray.config.data_schema import Data, Rule
 from masters_ray.config.fields import MISSING, Checkpoint, ConfigSection, Directory, KeyScope, Place, Share, only
 
@@ -29,6 +30,8 @@ class Run(ConfigSection):
     """Seed of the order of the data and of sampling."""
     skip_checks: Annotated[list[HardCheck], KeyScope.RESUMABLE] = field(default_factory=list)
     """Checks of the pair (docs/FAMILIES.md) that a run does not make before its rollouts; --skip NAME adds one."""
+    stop_after: Annotated[fields.Duration | None, KeyScope.RESUMABLE] = None
+    """Time from the command's start, such as 11h30m, after which it saves its work and ends with exit code 75."""
 
 
 @dataclass
@@ -288,6 +291,8 @@ class Learner(ConfigSection):
     checkpoint_every: Annotated[PositiveInt, KeyScope.RESUMABLE] = 50
     """Optimizer steps between checkpoints."""
     checkpoints_kept: Annotated[PositiveInt, KeyScope.RESUMABLE] = 2
+    keep: Literal["last", "best"] = "last"
+    """Whose step's student is the result. best: the highest held-out accuracy that evaluation.every measured."""
     max_failures: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 0
     """Most restarts of a lost worker group from the last checkpoint."""
     max_skipped_in_a_row: Annotated[NonNegativeInt, KeyScope.RESUMABLE] = 3
@@ -300,6 +305,10 @@ class Evaluation(ConfigSection):
     """Who marks held-out answers. judge: the student before training; rule: judge.rule, for short labels."""
     max_tokens: PositiveInt | None = None
     """Most tokens of a greedy held-out answer; default: rollout.sampling.max_tokens."""
+    every: Annotated[fields.Every | None, KeyScope.RESUMABLE] = None
+    """Measure the student after each so many optimizer steps, or after each stage; null: after the last alone."""
+    questions: Annotated[PositiveInt | None, KeyScope.LATER] = None
+    """Held-out questions that ``every`` asks: the same each time, kinds in turn; null: all."""
     examples: Annotated[NonNegativeInt, KeyScope.LATER] = 6
     """Number of questions that the report shows with their answers and rewards."""
 

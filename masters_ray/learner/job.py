@@ -36,14 +36,19 @@ class LearnerJob:
     """Largest fraction of the questions whose stored rows may be unreadable; a single row always may."""
     transfer: Transfer = "object_store"
     turns: bool = False
+    until: int | None = None
+    """Number of the step after which the student is exported and the learner ends; None: the last."""
     export_to: Path
-    adapters_to: Path
     storage: Path  # directory for checkpoints and Ray Train's state
 
     @property
     def steps(self) -> list[tuple[StagePlan, Iteration]]:
         by_stage = {plan.stage: plan for plan in self.stages}
         return [(by_stage[one.stage], one) for one in self.iterations]
+
+    @property
+    def adapters_to(self) -> Path:
+        return self.export_to.with_name(f"{self.export_to.name}_adapters")
 
     @property
     def online(self) -> list[int]:

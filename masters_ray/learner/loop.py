@@ -40,7 +40,8 @@ DATASET = "rollouts"
 
 
 def train(config: dict[str, Any]) -> None:
-    """Runs the loop of one worker (Ray Train's ``train_loop_per_worker``). config: job, reports, broker, stores."""
+    """Runs the loop of one worker (Ray Train's ``train_loop_per_worker``). config: job, reports, stops, broker, stores.
+    stops: a queue that is empty until the learner shall write a checkpoint and end."""
     job: LearnerJob = config["job"]
     torch.manual_seed(job.seed)
     if ray.train.torch.get_device().type == "cpu":
@@ -50,12 +51,17 @@ def train(config: dict[str, Any]) -> None:
         worker.compare(config["stores"])
         done = worker.resume()
         worker.publisher.begin(done)
-        coming = worker.parts(done)
-        for number in range(done + 1, len(job.steps) + 1):
+        last = job.until or len(job.steps)
+        coming = worker.parts(done, last)
+        for number in range(done + 1, last + 1):
             worker.step(coming)
             worker.publisher.publish(number)
-            if number % job.settings.checkpoint_every == 0 or number == len(job.steps):
+            stops = number < last and worker.agrees_to_stop(config["stops"])
+            if stops or number % job.settings.checkpoint_every == 0 or number == last:
                 worker.save(number)
+            if stops:
+                worker.end_early()
+                return
         worker.checkpoints.wait()
         worker.export()
     finally:
@@ -144,7 +150,18 @@ class _Worker:
                 )
                 self._collator.unfit |= unfit
 
-    def parts(self, done: int) -> Iterator[WorkerStep]:
+    def agrees_to_stop(self, stops: Queue) -> bool:
+        """Returns, on all ranks, whether rank 0 finds ``stops`` filled."""
+        asked = torch.tensor(float(self._rank == 0 and not stops.empty()))
+        return bool(self._engine.over_workers(asked, torch.distributed.ReduceOp.MAX))
+
+    def end_early(self) -> None:
+        """Tells the driver that every worker's part of the checkpoint is written."""
+        self.checkpoints.wait()
+        self._wait_for_the_others()
+        self._report(None)
+
+    def parts(self, done: int, last: int) -> Iterator[WorkerStep]:
         job, shard = self._job, ray.train.get_dataset_shard(DATASET)
         coming = steps(
             iter(shard.iter_batches(batch_size=64, batch_format="pyarrow", prefetch_batches=1)),
@@ -154,7 +171,7 @@ class _Worker:
             max_staleness=job.max_staleness,
             layout=self._collator.layout,
         )
-        parts = self._of_this_worker(coming)
+        parts = self._of_this_worker(itertools.islice(coming, last - done))
         # In turns a worker may wait for an iteration's rows only once it has learned from the one before.
         return parts if job.turns and job.online else prefetch(parts)
 
@@ -303,7 +320,7 @@ class _Worker:
                 f"learner.max_skipped_in_a_row is {most}."
             )
 
-    def _report(self, report: Report) -> None:
+    def _report(self, report: Report | None) -> None:
         if isinstance(report, StepReport):
             self._history.append(report)
         if self._rank == 0:

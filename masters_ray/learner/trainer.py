@@ -4,16 +4,17 @@ import importlib
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import ray.train
 from ray.data import DataContext, ExecutionOptions
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
-from ray.util.queue import Queue
+from ray.util.queue import Empty, Queue
 
 from masters_ray import store
 from masters_ray.config import Learner
@@ -21,7 +22,11 @@ from masters_ray.errors import LearnerError
 from masters_ray.learner.job import LearnerJob, Report
 from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
+from masters_ray.progress import say
 
+_SECONDS_TO_SAVE = 600.0
+"""For the step in progress and its checkpoint, once the learner is asked to stop."""
+_SECONDS_TO_ANSWER = 10.0
 _DEAD = (
     "the process of a worker ended (killed, perhaps by the system because memory ran out: see dmesg). The same command "
     "goes on from the last checkpoint; learner.max_failures lets the learner do so by itself"
@@ -34,15 +39,16 @@ def fit(
     """Trains on the stores in their order and exports the student; resumes from the last checkpoint in ``job.storage``.
 
     on_report: called in this thread. broker: a RolloutBroker actor, for online iterations. Raises LearnerError with the
-    workers' own error messages.
+    workers' own error messages. A KeyboardInterrupt is raised once the learner has written a checkpoint after the step
+    in progress, or after ten minutes.
     """
     settings = job.settings
-    reports = Queue(actor_options={"num_cpus": 0})
+    reports, stops = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": job, "reports": reports, "broker": broker, "stores": list(stores)},
+        train_loop_config={"job": job, "reports": reports, "stops": stops, "broker": broker, "stores": list(stores)},
         torch_config=GroupConfig(backend="nccl" if settings.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers,
@@ -71,11 +77,37 @@ def fit(
         reports.put(None)
 
     threading.Thread(target=run, name="learner", daemon=True).start()
-    for report in iter(reports.get, None):
-        on_report(report)
-    reports.shutdown(force=True)
+    try:
+        for report in iter(reports.get, None):
+            on_report(report)
+    except KeyboardInterrupt:
+        say("the learner is asked to write a checkpoint after the step in progress")
+        stops.actor.put.remote(True)
+        for report in _last(reports, ended):
+            on_report(report)
+        raise
+    for queue in (reports, stops):
+        queue.shutdown(force=True)
     if (error := ended.result()) is not None:
         raise LearnerError(_cause(error)) from error
+
+
+def _last(reports: Queue, ended: Future[Any]) -> Iterator[Report]:
+    """Yields the reports of a learner that was asked to stop, until it has, or has not in time, or Ray does not answer,
+    since its processes got the signal, too. ended: is done when the worker group has ended."""
+    deadline = time.monotonic() + _SECONDS_TO_SAVE
+    while time.monotonic() < deadline:
+        try:
+            report = ray.get(reports.actor.get.remote(1.0), timeout=_SECONDS_TO_ANSWER)
+        except Empty:
+            if ended.done():
+                return
+            continue
+        except RayError:
+            return
+        if report is None:
+            return
+        yield report
 
 
 def environment(settings: Learner) -> dict[str, str]:

@@ -87,6 +87,20 @@ def is_online(number: int, fraction: float) -> bool:
     return floor(number * exact + Fraction(1, 2)) > floor((number - 1) * exact + Fraction(1, 2))
 
 
+def evaluated(iterations: Sequence[Iteration], every: str | None, last: bool) -> list[int]:
+    """Returns the numbers of the iterations after which the student is measured: multiples of ``every``, or the end of
+    each stage for "stage". last: whether the run's last iteration counts, too, whatever its number.
+
+    Example: of stages of 4, 4 and 3 iterations "stage" gives 4 and 8, and 5 gives 5 and 10.
+    """
+    if every is None or not iterations:
+        return []
+    final = iterations[-1].number
+    ends = {one.stage: one.number for one in iterations}.values()
+    due = {*ends} if every == "stage" else {*range(int(every), final, int(every))}
+    return sorted(due - {final} | ({final} if last else set()))
+
+
 def version_for(number: int, max_staleness: int, learned: int = 0) -> int:
     """Returns the version of the student that writes for iteration ``number``; a version counts the iterations learned.
     It is the oldest allowed, number − 1 − max_staleness, so that rollouts overlap with the iterations in between.

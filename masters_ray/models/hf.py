@@ -225,7 +225,7 @@ def merged(
         raise ValueError(f"the trained state does not fit the adapted model: {unexpected}, {missing}")
     if write_to is not None:
         wrapped.peft_config["default"].base_model_name_or_path = str(checkpoint)
-        with _whole_folder(write_to) as building:
+        with whole_folder(write_to) as building:
             wrapped.save_pretrained(building)
     return dict(wrapped.merge_and_unload().named_parameters())
 
@@ -274,7 +274,7 @@ def export(state: Mapping[str, Tensor], checkpoint: Path, target: Path, dtype: s
     config.json and model card comes from ``checkpoint``. state: parameter names → tensors on the CPU."""
     from huggingface_hub import save_torch_state_dict
 
-    with _whole_folder(target) as building:
+    with whole_folder(target) as building:
         building.mkdir(parents=True)
         tensors_by_name = in_checkpoint(state, checkpoint, dtype)
         # A library that writes views of one tensor would leave all but one of them out.
@@ -310,7 +310,7 @@ def _in_dtype(state: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path) -> Iterator[Path]:
     """Yields a directory to build in; at the end of the block it replaces ``target``, unless the block raises."""
     building = target.with_name(target.name + ".building")
     shutil.rmtree(building, ignore_errors=True)

@@ -1,7 +1,8 @@
 """What the steps of a run share: its questions, its stages, and its replicas."""
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 from masters_ray import store
 from masters_ray.config import Config
@@ -86,13 +87,25 @@ class RunContext:
         """Whether the student learns after each stage, and the trained student answers in the next."""
         self.questions = Questions(config, self.train, directory.file("difficulty"))
         self.proof = Proof(config, journal)
-        self.measured = HeldOut(config, directory, self.held_out_data)
+        self.measured = HeldOut(config, directory.root / "evaluation", self.held_out_data)
         self.write_quarantine([])
 
     @cached_property
     def reference(self) -> str:
         """Digest of the student before training, the reference policy."""
         return weights.digest(weights.locate(self.config.student.checkpoint))
+
+    @cached_property
+    def course(self) -> HeldOut:
+        """Measures the student while it learns."""
+        asked = inputs.some(self.held_out_data, self.config.evaluation.questions, self.config.run.seed)
+        return HeldOut(self.config, self.directory.students, asked)
+
+    def measure_student(self, by: HeldOut, name: str, checkpoint: Path) -> None:
+        """Starts replicas of the student in ``checkpoint``, measures it as ``name``, and stops them."""
+        wanted = partial(specs, self.config, processes.for_measuring(self.config), student=checkpoint)
+        by.measure(self.owner.get(name, wanted).pools, "student", name, weights.digest(checkpoint))
+        self.owner.close()
 
     def write_quarantine(self, finished: Sequence[schedule.Stage]) -> None:
         """Writes quarantine.jsonl: rejected rows of the data, of the ``finished`` stages and their online iterations,

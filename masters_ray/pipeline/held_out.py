@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masters_ray import data, remarks, store
+from masters_ray import remarks, store
 from masters_ray.config import Config, Rule
 from masters_ray.errors import DataError, StoreError
 from masters_ray.evaluate import Marked, accuracy, cut_share, refusals
@@ -36,10 +36,10 @@ class HeldOutMarks:
 
 
 class HeldOut:
-    """Measures a run's models on its held-out questions, and stores their marks."""
+    """Measures models on held-out questions, and stores their marks."""
 
-    def __init__(self, config: Config, directory: RunDirectory, problems: data.Problems) -> None:
-        self._config, self._directory, self._problems = config, directory, problems
+    def __init__(self, config: Config, folder: Path, problems: Sequence[Problem]) -> None:
+        self._config, self._folder, self._problems = config, folder, problems
         self._digest = digest_of(problems)
 
     def is_measured(self, name: str, model: str | None) -> bool:
@@ -54,14 +54,15 @@ class HeldOut:
     def measure(self, pools: Mapping[Role, Pool], role: Role, name: str, model: str) -> None:
         """Has the pool of ``role`` answer the questions and stores the marks as ``name``. model: digest of its weights.
         Raises DataError when more than rollout.max_set_aside_share are refused (all, by the trained student)."""
-        title = f"held-out accuracy of {name.replace('_', ' ')}"
+        title = f"held-out accuracy of {name.replace('_', ' ').replace('-', ' ')}"
         config, longest = self._config, self._config.evaluation_tokens
         judge = pools["judge"] if config.marks_by_judge else None
         marks_all = config.evaluation.marked_by == "judge"
         marked = evaluate(pools[role], judge, config.judge.rule, self._problems, longest, title, marks_all)
         # After training, a missing picture must not cost the run its summary and report.
-        _refuse_unasked(marked, 1.0 if name == "student_after" else config.rollout.max_set_aside_share)
-        write_marks(self._directory.evaluation(name), marked, self._digest, model)
+        trained = name not in ("teacher", "student_before")
+        _refuse_unasked(marked, 1.0 if trained else config.rollout.max_set_aside_share)
+        write_marks(self._folder / f"{name}.json", marked, self._digest, model)
         say_accuracy(title, marked, longest, config.judge.rule)
 
     def refuse_rows_of_another_teacher(self, made: Sequence[store.Folder], checkpoint: Path) -> None:
@@ -77,7 +78,7 @@ class HeldOut:
 
     def _stored(self, name: str) -> HeldOutMarks | None:
         """Returns the marks of ``name``; None when there are none, or their file is damaged."""
-        file = self._directory.evaluation(name)
+        file = self._folder / f"{name}.json"
         try:
             return read_record(file, HeldOutMarks) if file.exists() else None
         except StoreError as error:

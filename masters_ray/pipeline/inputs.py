@@ -9,11 +9,13 @@ import numpy as np
 
 from masters_ray import data
 from masters_ray.config import Config
+from masters_ray.data.mixture import balanced, seeded
 from masters_ray.errors import DataError
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
 from masters_ray.models import weights
 from masters_ray.progress import say
+from masters_ray.records import Problem
 
 
 def load(config: Config, folder: Path) -> tuple[data.Problems, data.Problems]:
@@ -83,9 +85,21 @@ def report_overlap(train: data.Problems, held_out: data.Problems) -> data.Overla
     return overlap
 
 
-def digest_of(problems: data.Problems) -> str:
+def digest_of(problems: Sequence[Problem]) -> str:
     """Returns the SHA-256 of the questions, independent of their order."""
-    return hashlib.sha256(np.sort(problems.digests).tobytes()).hexdigest()
+    if isinstance(problems, data.Problems):
+        digests = problems.digests
+    else:
+        digests = np.array([int(one.digest, 16) for one in problems], np.uint64)
+    return hashlib.sha256(np.sort(digests).tobytes()).hexdigest()
+
+
+def some(problems: data.Problems, count: int | None, seed: int) -> Sequence[Problem]:
+    """Returns ``count`` of the questions drawn by ``seed``, the kinds in turn while they last; all for None."""
+    if count is None or count >= len(problems):
+        return problems
+    _, kinds = np.unique([one.kind for one in problems], return_inverse=True)
+    return [problems[int(place)] for place in np.sort(balanced(seeded(len(problems), seed), kinds)[:count])]
 
 
 def plan(config: Config, questions: int) -> list[tuple[Stage, range]]:

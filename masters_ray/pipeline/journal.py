@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from masters_ray import progress
+from masters_ray import progress, stopping
 from masters_ray.errors import writing
 from masters_ray.files import append_lines, read_lines, read_record, write_json, write_text
 from masters_ray.learner.job import CheckpointSaved, GroupRewards, Report, TakenStep
@@ -52,7 +52,8 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Saves this call's wall time, also when the call was interrupted."""
         progress.listeners.remove(self._warned)
-        self.event("end", "finished" if kind is None else kind.__name__)
+        stopped = stopping.outcome()[0] if kind is KeyboardInterrupt else ""
+        self.event("end", "finished" if kind is None else stopped or kind.__name__)
         self._save()
         if self._events is not None:
             with writing(self._directory.tensorboard):

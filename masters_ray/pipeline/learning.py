@@ -1,5 +1,6 @@
 """Runs the learner on a run's stores, with the rollouts of its online iterations beside it."""
 
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,10 +8,16 @@ from pathlib import Path
 import ray
 
 from masters_ray import store
+from masters_ray.errors import LearnerError, writing
+from masters_ray.evaluate import accuracy
 from masters_ray.families import parts_in
+from masters_ray.learner import checkpoints
 from masters_ray.learner.job import LearnerJob, Report, StagePlan
 from masters_ray.learner.trainer import fit
+from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
+from masters_ray.models import hf
+from masters_ray.pipeline import course
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlineRollouts
 from masters_ray.progress import say, track
@@ -21,13 +28,70 @@ from masters_ray.weight_sync.broker import RolloutBroker
 
 
 def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
-    """Trains the student on the stages of ``plan``, from the learner's last checkpoint if there is one; does nothing if
-    ``export_to`` exists. Raises LearnerError, or the error that ended the rollouts of online iterations."""
+    """Trains the student on the stages of ``plan``, from the learner's last checkpoint if there is one, and measures it
+    on the way as evaluation.every says; does nothing if the run's trained student exists. Raises LearnerError, or the
+    error that ended the rollouts of online iterations.
+
+    The learner ends for each measurement and goes on from the checkpoint that it writes there, so that learner and
+    engines never need devices at the same time, and a killed run repeats no step and no measurement."""
+    directory, config = run.directory, run.config
+    if directory.student.exists():
+        _remove_all_but(set(), directory.students)
+        return
+    written = checkpoints.find(directory.learner / "checkpoints")
+    begun = written[-1].step if written else 0
+    last = max(one.number for one in run.iterations if one.stage == plan[-1].index)
+    chooses = config.learner.keep == "best"
+    for step in schedule.evaluated(run.iterations, config.evaluation.every, chooses):
+        checkpoint = _student_at(run, step)
+        passed = step < begun and not checkpoint.exists()
+        if step > last or passed or run.course.is_measured(f"step-{step}", None):
+            continue
+        _learn_until(run, plan, step, checkpoint)
+        with run.journal.phase("evaluation while learning"):
+            run.measure_student(run.course, f"step-{step}", checkpoint)
+        marks = course.measured(directory)
+        run.journal.plot("accuracy/student", accuracy(marks[step]).value, step)
+        _remove_all_but({f"step-{course.best(marks)}"} if chooses else set(), directory.students)
+    if chooses and export_to == directory.student:
+        _keep_best(run)
+    else:
+        _learn_until(run, plan, last, export_to)
+
+
+def _student_at(run: RunContext, step: int) -> Path:
+    """Returns the path of the student after a step: with a refresh, that of its stage at a stage's end."""
+    here, following = run.iterations[step - 1], run.iterations[step : step + 1]
+    if run.refreshes and any(one.stage != here.stage for one in following):
+        return run.directory.student_after(here.stage)
+    return run.directory.students / f"step-{step}"
+
+
+def _remove_all_but(kept: set[str], students: Path) -> None:
+    for folder in students.glob("step-*/"):
+        if folder.name.removesuffix("_adapters") not in kept:
+            shutil.rmtree(folder)
+
+
+def _keep_best(run: RunContext) -> None:
+    """Makes the student of the best step the run's trained student."""
+    step = course.best(course.measured(run.directory))
+    found, student = _student_at(run, step), run.directory.student
+    say(f"the student of step {step} is kept: the highest accuracy while it learned")
+    for source in (*found.parent.glob(f"{found.name}_adapters"), found):
+        target = student.with_name(source.name.replace(found.name, student.name))
+        with writing(target, LearnerError), hf.whole_folder(target) as building:
+            shutil.copytree(source, building)
+    _remove_all_but(set(), run.directory.students)
+
+
+def _learn_until(run: RunContext, plan: Sequence[Stage], step: int, export_to: Path) -> None:
+    """Trains up to a step and exports the student; does nothing if ``export_to`` exists."""
     if export_to.exists():
         return
-    job = _job(run, plan, export_to)
+    job = _job(run, plan, step, export_to)
     done = run.journal.steps_done()
-    following = (run.stages[one.stage] for one in job.iterations if one.online and one.number > done)
+    following = (run.stages[one.stage] for one in job.iterations if one.online and done < one.number <= step)
     if (stage := next(following, None)) is not None:
         with run.journal.phase("start of the engines"):
             run.owner.online(stage.teacher, stage.ratio)
@@ -56,7 +120,7 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
         fit(job, [run.directory.stage(stage.index) for stage in plan], on_report, broker)
 
 
-def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
+def _job(run: RunContext, plan: Sequence[Stage], step: int, export_to: Path) -> LearnerJob:
     config, directory, turns = run.config, run.directory, run.owner.turns
     parts = []
     for stage in plan:
@@ -86,7 +150,7 @@ def _job(run: RunContext, plan: Sequence[Stage], export_to: Path) -> LearnerJob:
         max_set_aside_share=config.rollout.max_set_aside_share,
         transfer=placement.transfer(config, turns),
         turns=turns is not None,
+        until=step,
         export_to=export_to,
-        adapters_to=directory.adapters,
         storage=directory.learner,
     )

@@ -13,7 +13,7 @@ from masters_ray.errors import DamagedError
 from masters_ray.evaluate import Marked, accuracy, answered_by_all, change, cut_share, wilson
 from masters_ray.files import read_lines, write_json
 from masters_ray.models import weights
-from masters_ray.pipeline import examples
+from masters_ray.pipeline import course, examples
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.held_out import all_marks
 from masters_ray.pipeline.inputs import digest_of
@@ -46,6 +46,7 @@ def write(run: RunContext) -> None:
     )
     groups, rewards = examples.learned(directory, config)
     compared = [LogprobMismatch(**one) for one in noted.get("agreement", {}).values()]
+    points, kept = course.facts(run, marks)
     summary = facts.Summary(
         accuracy=facts.Accuracies(**measured),
         evaluation=facts.EvaluationFacts(
@@ -85,6 +86,8 @@ def write(run: RunContext) -> None:
         config_file=noted["config_file"],
         versions=dict(versions()),
         config=to_yaml(config),
+        course=points,
+        kept=kept,
         planned=facts.read_plan(directory.root),
         benchmarks=facts.read_benchmarks(directory.root),
         change=paired,
@@ -95,6 +98,8 @@ def write(run: RunContext) -> None:
     write_json(directory.file(SUMMARY), summary)
     for name, found in measured.items():
         run.journal.plot(f"accuracy/{name}", found.value, len(steps))
+    for one in points:
+        run.journal.plot("accuracy/student", one.accuracy.value, one.step)
 
 
 def _split(loaded: data.Problems) -> facts.SplitFacts:

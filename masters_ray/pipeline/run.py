@@ -137,8 +137,6 @@ def measure_trained(run: RunContext) -> None:
         online.finish(run.directory.online(stage.index), run.config.judge.rule)
     trained = weights.digest(run.directory.student)
     if not run.measured.is_measured("student_after", trained):
-        wanted = partial(specs, run.config, processes.for_measuring(run.config), student=run.directory.student)
         with run.journal.phase("evaluation after"):
-            replicas = run.owner.get("after training", wanted)
-            run.measured.measure(replicas.pools, "student", "student_after", trained)
+            run.measure_student(run.measured, "student_after", run.directory.student)
     run.write_quarantine(run.stages)

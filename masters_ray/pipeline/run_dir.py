@@ -32,8 +32,8 @@ class RunDirectory:
         """The learner's checkpoints, skipped steps and Ray Train's state."""
         self.student = self.root / "student"
         """The trained student, a Hugging Face directory."""
-        self.adapters = self.root / "student_adapters"
-        """The trained adapters alone (learner.lora), a peft directory."""
+        self.students = self.root / "students"
+        """The student after stages and steps, and its marks there (evaluation.every)."""
         self.tensorboard = self.root / "tensorboard"
         self._claim = self.root / "settings.json"
         self._config, self._settings = to_yaml(config), settings_of(config)
@@ -120,7 +120,7 @@ class RunDirectory:
 
     def student_after(self, stage: int) -> Path:
         """Returns the path of the student after learning stages 0 to ``stage`` (rollout.student_refresh=stage)."""
-        return self.root / "students" / f"stage-{stage}"
+        return self.students / f"stage-{stage}"
 
     def file(self, name: str) -> Path:
         return self.root / name

@@ -155,7 +155,7 @@ def forecast(config: Config, rates: Rates, questions: int, held_out: int, cores:
         steps=len(iterations),
         rows=rows,
         learning=learned,
-        phases=_phases(config, rates, learned, offline, online, made_before, held_out),
+        phases=_phases(config, rates, learned, offline, online, made_before, held_out, iterations),
         store_bytes=None if rates.row_bytes is None else rows * rates.row_bytes,
         unit="GPU" if uses_gpus(config) else "CPU",
     )
@@ -169,6 +169,7 @@ def _phases(
     online: GroupMaking,
     made_before: Mapping[int, int],
     held_out: int,
+    iterations: Sequence[Iteration],
 ) -> dict[str, PhaseForecast]:
     fraction, teachers = config.rollout.online_fraction, len(config.schedules)
     making = sum(map(cache(offline.seconds), made_before.values()))
@@ -181,10 +182,19 @@ def _phases(
     beside = at_rollouts if fraction and config.rollout.placement != "turns" else 0.0
     measuring = rates.evaluation_seconds * held_out
     after = rates.measuring_seconds + measuring
+    evaluation = config.evaluation
+    on_the_way = len(schedule.evaluated(iterations, evaluation.every, config.learner.keep == "best"))
+    each = rates.measuring_seconds + rates.evaluation_seconds * min(held_out, evaluation.questions or held_out)
+    # The learner ends for each of them and starts again, as do the engines of online iterations.
+    starts = rates.engines_seconds * (teachers + on_the_way * (fraction > 0))
+    learner = learned.seconds + on_the_way * (rates.start_seconds or 0.0)
     devices = {"start of the engines": at_rollouts, "evaluation before": at_rollouts, "rollouts": at_rollouts}
-    devices |= {"learner": at_learning + beside, "evaluation after": _devices(for_measuring(config))}
-    seconds = {"start of the engines": rates.engines_seconds * teachers, "evaluation before": 2 * measuring}
-    seconds |= {"rollouts": rollouts, "learner": learned.seconds, "evaluation after": after}
+    devices |= {"learner": at_learning + beside}
+    devices |= dict.fromkeys(("evaluation while learning", "evaluation after"), _devices(for_measuring(config)))
+    seconds = {"start of the engines": starts, "evaluation before": 2 * measuring}
+    seconds |= {"rollouts": rollouts, "learner": learner}
+    seconds |= {"evaluation while learning": on_the_way * each} if on_the_way else {}
+    seconds |= {"evaluation after": after}
     working = {"rollouts": busy, "learner": of_online if fraction else {"learner": learned.seconds}}
     once = {name: PhaseForecast(seconds=length, devices=0.0, busy={}) for name, length in rates.once.items()}
     rest = {name: once.pop(name) for name in ("everything else",) if name in once}

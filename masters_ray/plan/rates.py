@@ -21,7 +21,8 @@ from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import OnlineStep, StageOutcome, StepMetrics
 
 _ANEW = "Name a run that has learned, or a rates.json (--rates), or measure with --probe."
-_TIMED = ("start of the engines", "evaluation before", "rollouts", "learner", "evaluation after")
+_EVALUATIONS = tuple(f"evaluation {when}" for when in ("before", "while learning", "after"))
+_TIMED = ("start of the engines", "rollouts", "learner", *_EVALUATIONS)
 
 _Role = Annotated[str, Field(pattern="^(teacher|student|judge|reference)$")]
 Calls = dict[str, dict[str, float]]
@@ -109,7 +110,8 @@ class Rates:
     load_seconds: NonNegativeFloat | None = None
     """Seconds until all replicas of the student hold a version: median over the versions."""
     start_seconds: NonNegativeFloat | None = None
-    """Seconds of the learner's phase beside steps, waiting and publishing; None: unknown, as the phase still lasts."""
+    """Seconds of the learner's phase beside steps, waiting and publishing, for each of its starts if it ended to be
+    measured; None: unknown, as the phase still lasts."""
     engines_seconds: NonNegativeFloat = 0.0  # start of the engines, once for each teacher
     mask_seconds: NonNegativeFloat = 0.0
     """Seconds of a stage's rollouts phase beside its batches: the next mask, the store's end."""
@@ -141,7 +143,7 @@ class Rates:
         handed_out = [line for line in online if line.version > 0] or online
         publishing = {line.version: line.publish_seconds for line in online}
         spent = sum(line.seconds + line.rollout_wait_s for line in steps.values()) + sum(publishing.values())
-        phases = journal["phases"]
+        phases, starts = journal["phases"], 1 + len([*directory.students.glob("step-*.json")])
         return cls(
             group_seconds=config.learner.workers
             * fmean(one.seconds for one in counted)
@@ -150,7 +152,7 @@ class Rates:
             online_calls=of_online,
             publish_seconds=median(line.publish_seconds for line in handed_out) if online else None,
             load_seconds=median(line.load_seconds for line in handed_out) if online else None,
-            start_seconds=max(0.0, phases["learner"] - spent) if "learner" in phases else None,
+            start_seconds=max(0.0, phases["learner"] - spent) / starts if "learner" in phases else None,
             **_around(directory, phases, stages, journal["wall_seconds"]),
         )
 

@@ -134,7 +134,7 @@ class Pool:
 
     def _wait_for(self, actor: Any) -> None:
         """Returns when the model is loaded in the process that Ray starts in the dead one's place."""
-        if actor not in self._restarting:
+        if actor not in self._restarting and not self._closed:
             say(f"{self.role}: the process of a replica died; Ray starts another one")
         self._restarting.add(actor)
         try:

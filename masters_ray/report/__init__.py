@@ -18,7 +18,7 @@ from masters_ray import remarks
 from masters_ray.files import write_text
 from masters_ray.records import Event, OnlineStep, SkippedStep, StageOutcome, StepMetrics
 from masters_ray.report import instabilities
-from masters_ray.report.charts import MANY, Series, beyond, curve_chart, mask_chart, rows_chart
+from masters_ray.report.charts import MANY, Series, beyond, curve_chart, line_chart, mask_chart, rows_chart
 from masters_ray.report.render import percent, render
 from masters_ray.report.summary import Example, Summary, read_examples, read_metrics, read_optional, read_summary
 
@@ -94,6 +94,8 @@ def _values(summary: Summary) -> dict[str, Any]:
         "mask_chart": mask_chart,
         "remarks": remarks,
         "phases": phases,
+        "series": Series,
+        "line_chart": line_chart,
     }
 
 

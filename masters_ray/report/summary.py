@@ -180,6 +180,26 @@ class RewardFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CoursePoint:
+    """Held-out accuracy of the student after a number of optimizer steps, on the questions of all such points."""
+
+    step: int
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The student that learner.keep=best chose by its accuracy while it learned."""
+
+    step: int
+    questions: int
+    """Held-out questions by which it was chosen."""
+    others_before: Accuracy
+    """Before training, on the other held-out questions; NaN without any, as ``others_after``."""
+    others_after: Accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """The content of a finished run's summary.json."""
 
@@ -208,6 +228,9 @@ class Summary:
     """The whole configuration as YAML."""
     sources: list[SourceFacts] = field(default_factory=list)
     """Empty for a run with a single source."""
+    course: list[CoursePoint] = field(default_factory=list)
+    """From step 0 to the last; empty without evaluation.every."""
+    kept: Kept | None = None
     planned: Planned | None = None
     """The last plan that was made for this run.dir before the run ended."""
     benchmarks: dict[str, BenchmarkRow] = field(default_factory=dict)

@@ -72,7 +72,6 @@ def job(root: Path, **settings: Any) -> LearnerJob:
         stages=(StagePlan(stage=0, ratio=0.2, rows=STAGES[0]), StagePlan(stage=1, ratio=0.0, rows=STAGES[1])),
         iterations=iterations(STAGES, (usual | settings)["groups_per_step"]),
         export_to=root / "student",
-        adapters_to=root / "student_adapters",
         storage=root / "learner",
     )
 

@@ -54,6 +54,31 @@ def uninterrupted(local_ray: None, rows: list[RolloutGroup], tmp_path_factory: p
     return curve(told.steps), state(root / "student")
 
 
+def test_a_learner_that_is_asked_to_stop_keeps_every_step_and_goes_on_to_the_bit(
+    uninterrupted: Course, rows: list[RolloutGroup], tmp_path: Path
+) -> None:
+    """It would write its first checkpoint after the last step."""
+    told = Told()
+
+    def on_news(news: Report) -> None:
+        told.reports.append(news)
+        if isinstance(news, TakenStep) and news.metrics.step == 1:
+            raise KeyboardInterrupt
+
+    settings, folders = ONE_BY_ONE | {"checkpoint_every": 100}, stored(tmp_path / "rollouts", rows)
+    with pytest.raises(KeyboardInterrupt):
+        fit(job(tmp_path, **settings), folders, on_news)
+    [saved] = find(tmp_path / "learner" / "checkpoints")
+    assert [one.step for one in told.steps] == list(range(1, saved.step + 1))
+    assert saved.step < 9
+    assert not (tmp_path / "student").exists()
+    fit(job(tmp_path, **settings), folders, told.reports.append)
+    assert f"the learner goes on after step {saved.step}" in told.all(str)
+    expected, trained = uninterrupted
+    assert curve(told.steps) == expected
+    assert all(torch.equal(trained[name], tensor) for name, tensor in state(tmp_path / "student").items())
+
+
 def test_a_worker_killed_at_any_step_goes_on_to_the_bit(
     uninterrupted: Course, rows: list[RolloutGroup], tmp_path: Path
 ) -> None:

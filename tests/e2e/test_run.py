@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from masters_ray import store
+from masters_ray.files import read_lines
 from tests.conftest import PAIR, ROOT
 from tests.e2e import faulty
 from tests.e2e.nodes import ADDRESS, two_nodes
@@ -23,6 +24,7 @@ from tests.e2e.runs import PROGRAM, SMALL, environment, masters_ray, summary
 
 pytestmark = pytest.mark.e2e
 DEMO = "conf/demo.yaml"
+STOPPED = "masters-ray: stopped after 9s as run.stop_after says; the same command goes on from what is finished."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     source = [f"data.train.path={rows}", "data.train.rows=null"]
     source += ["data.max_quarantined_share=0.12", "learner.groups_per_step=10", "learner.tokens_per_micro_batch=800"]
     words = [DEMO, f"run.dir={folder}", *SMALL, *source, "evaluation.marked_by=judge"]
+    words += ["evaluation.every=15", "evaluation.questions=12", "learner.keep=best"]
+    began = time.monotonic()
+    limited = masters_ray("run", *words, "run.stop_after=9s")
+    assert (limited.returncode, limited.stderr.splitlines()[-1]) == (75, STOPPED)
+    assert 9 < time.monotonic() - began < 60
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*PROGRAM, "run", *words], cwd=ROOT, env=environment(), **pipes) as process:
         first = folder / "rollouts" / "stage-0" / "manifest.json"
@@ -110,6 +117,36 @@ def test_the_summary_says_what_came_out(finished: Finished) -> None:
     assert found["learner"]["groups"] == len(finished.good)
     assert found["train"]["quarantined"] == sum(fault.kind != "engine" for fault in finished.bad.values())
     assert found["wall_seconds"] >= sum(found["phases"].values()) * 0.9
+
+
+def test_the_student_was_measured_on_the_way_and_the_better_one_is_kept(finished: Finished) -> None:
+    found = summary(finished.folder)
+    last = read_lines(finished.folder / "metrics.jsonl")[-1]["step"]
+    assert 15 < last < 30
+    points = {one["step"]: one["accuracy"] for one in found["course"]}
+    assert list(points) == [0, 15, last]
+    assert [one["n"] for one in points.values()] == [12] * 3
+    assert all(set(one["by_kind"]) == {"colour", "shape", "place"} for one in points.values())
+    _, best = max((one["value"], step) for step, one in points.items() if step)
+    kept = found["kept"]
+    assert (kept["step"], kept["questions"], kept["others_before"]["n"], kept["others_after"]["n"]) == (
+        best,
+        12,
+        36,
+        36,
+    )
+    chosen, others = points[best]["by_kind"], kept["others_after"]["by_kind"]
+    for kind, one in found["accuracy"]["student_after"]["by_kind"].items():
+        assert one["value"] * 16 == pytest.approx(chosen[kind]["value"] * 4 + others[kind]["value"] * 12)
+    assert sorted(path.name for path in (finished.folder / "students").iterdir()) == [
+        "step-15.json",
+        f"step-{last}.json",
+    ]
+    ends = [row["text"] for row in read_lines(finished.folder / "events.jsonl") if row["kind"] == "end"]
+    assert ends[-2:] == ["stopped by SIGTERM", "finished"]
+    assert f"The result is the student of step {best}" in " ".join(
+        (finished.folder / "report.html").read_text().split()
+    )
 
 
 def test_the_run_leaves_a_student_a_report_and_events(finished: Finished) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from masters_ray.config import KeyScope, load, scopes, violations
+from masters_ray.config.fields import seconds_of
 from masters_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,8 @@ learner=null learner.workrs=2 leaner.workers=2 zzz=1 run.dir.x=1 growth[].x=1 le
 learner.zero_stage=4 learner.zero_stage=0 learner.frozen=[language,vision,projector,embeddings,lm_head]
 learner.learning_rate=fast learner.clip_epsilon=1 learner.max_logprob_gap=-1 evaluation.examples=-1 growth=3
 run.dir=${nope} run.dir=${a run.seed=${oc.env:HOME} rollout.store=${oc.env:MASTERS_UNSET} learner.offload=${run.dir}
-data.train.path=${data.train.path}
+data.train.path=${data.train.path} run.stop_after=soon run.stop_after=90 run.stop_after=0s run.stop_after=5m1h
+evaluation.every=0 evaluation.every=often evaluation.every=-5 evaluation.questions=0 learner.keep=first
 """
 # Words -> the keys that are complained of.
 TOGETHER = """
@@ -40,6 +42,7 @@ judge.reasoning=true|judge.of_teacher=rule -> judge.reasoning
 learner.policy_weight=0|learner.jsd_weight=0 -> learner.policy_weight
 learner.offload=optimizer|learner.zero_stage=0|learner.dtype=float32 -> learner.zero_stage
 learner.offload=everything -> learner.zero_stage
+learner.keep=best -> evaluation.every
 learner.lora.rank=4|learner.frozen=[language] -> learner.frozen
 learner.frozen=[vision,wings] -> learner.frozen[1]
 rollout.online_fraction=1|rollout.student_refresh=stage -> rollout.student_refresh
@@ -141,6 +144,8 @@ def test_what_does_not_fit_together_or_stands_in_a_list_is_refused_with_its_key(
         ("learner.offload=off", "expected 'nothing', 'optimizer' or 'everything', found 'off'"),
         ("teacher.checkpoint=runs/[a]", "found 'runs/[a]'"),
         ("student.engine.gpu_memory_utilization=0.3", "at most 0.25, as student.gpus reserves, found 0.3"),
+        ("run.stop_after=5m1h", "expected a duration such as 60s, 90m or 11h30m, found '5m1h'. The default is null."),
+        ("evaluation.every=0", "expected steps such as 50, or stage, found '0'. The default is null."),
         ("run.dir=${nope}", "found '${nope}'. Interpolation key 'nope' not found. ${oc.env:NAME,x} is a variable"),
         ("run.seed=${oc.env:HOME}", "found '${oc.env:HOME}'"),
         ("data.train.path=~/x", "a path without ~, which only a shell expands (or write $HOME), found '~/x'"),
@@ -202,6 +207,14 @@ def test_numbers_are_read_alike_at_the_top_and_in_lists(file: Path) -> None:
     assert (config.learner.learning_rate, config.cluster.grows, config.cluster.local_cpus) == (1e-5, True, 8)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("60s", 60), ("90m", 5400), ("11h30m", 41400), ("1h1s", 3601), ("0h2s", 2)]
+)
+def test_durations_are_seconds_and_say_what_was_written(file: Path, text: str, seconds: int) -> None:
+    assert load(file, [f"run.stop_after={text}"]).run.stop_after == text
+    assert (seconds_of(text), seconds_of(""), seconds_of("soon")) == (seconds, 0, 0)
+
+
 def test_an_interpolation_that_leads_somewhere_is_followed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTERS_PLACE", "/place")
     words = ["run.dir=${oc.env:MASTERS_PLACE}/${run.seed}", "learner.workers=${oc.env:NONE,3}"]
@@ -223,5 +236,7 @@ def test_keys_in_sections_and_lists_say_what_their_change_leaves_valid() -> None
     assert scopes("growth[1].teacher.engine.max_num_seqs") == scopes("teacher.replicas") == {KeyScope.RESUMABLE}
     assert scopes("learner.logits_mib") == {KeyScope.RESUMABLE, KeyScope.LEARNING}
     assert scopes("learner.lora.rank") == scopes("reward.no_longer_there") == {KeyScope.LEARNING}
-    assert scopes("rollout.spare_rows") == {KeyScope.LATER}
+    assert scopes("rollout.spare_rows") == scopes("evaluation.questions") == {KeyScope.LATER}
+    assert scopes("run.stop_after") == scopes("evaluation.every") == {KeyScope.RESUMABLE}
+    assert scopes("learner.keep") == {KeyScope.LEARNING}
     assert scopes("run.seed") == scopes("growth[0].schedule.stages[0].ratio") == scopes("nothing") == frozenset()

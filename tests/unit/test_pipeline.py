@@ -125,7 +125,7 @@ def test_once_the_student_has_learned_questions_that_are_gone_cost_their_marks_a
     replicas.pools["student"].refuses = {"1", "2", "3"}
     directory = RunDirectory(config)
     directory.root.mkdir(parents=True, exist_ok=True)
-    held_out = HeldOut(config, directory, inputs.load(config, directory.data)[1])
+    held_out = HeldOut(config, directory.root / "evaluation", inputs.load(config, directory.data)[1])
     held_out.measure(replicas.pools, "student", "student_after", "digest")  # type: ignore[arg-type]
     assert sum(one.refused is not None for one in all_marks(directory)["student_after"]) == 3
     replicas.pools["student"].refuses |= {"0"}

@@ -126,6 +126,33 @@ def test_a_configuration_is_forecast_phase_by_phase() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "times", "asked"),
+    [
+        ((), 0, 0),
+        (("evaluation.every=stage",), 2, 48),
+        (("evaluation.every=2", "evaluation.questions=10"), 2, 10),
+        (("evaluation.every=4", "learner.keep=best", "evaluation.questions=500"), 2, 48),
+    ],
+)
+def test_measuring_on_the_way_costs_engines_answers_and_another_start_of_the_learner(
+    words: tuple[str, ...], times: int, asked: int
+) -> None:
+    """Of six steps. Online iterations have engines of their own to start anew."""
+    config = configuration.load(DEMO, ["data.train.rows=96", "schedule.step=0.1", "learner.groups_per_step=16", *words])
+    rates = dataclasses.replace(
+        RATES, group_seconds=1 / 16, measuring_seconds=8.0, evaluation_seconds=0.5, engines_seconds=16.0
+    )
+    found = forecast(config, rates, 96, 48)
+    assert found.steps == 6
+    on_the_way = [one.seconds for name, one in found.phases.items() if name == "evaluation while learning"]
+    assert on_the_way == ([times * (8.0 + 0.5 * asked)] if times else [])
+    assert found.phases["learner"].seconds == exactly(6.0 + 4.0 * (1 + times))
+    assert found.phases["start of the engines"].seconds == 16.0
+    config.rollout.online_fraction = 0.5
+    assert forecast(config, rates, 96, 48).phases["start of the engines"].seconds == 16.0 * (1 + times)
+
+
+@pytest.mark.parametrize(
     ("words", "rollouts", "learning_seconds", "judge_busy"),
     [
         (("judge.follows_student=true",), 33, 39, 3),  # the student's replicas judge online

@@ -109,6 +109,14 @@ def test_the_start_is_unknown_while_the_learner_works_and_never_below_zero(tmp_p
         assert Rates.load(tmp_path).start_seconds == start
 
 
+def test_a_learner_that_ended_to_be_measured_started_more_than_once(tmp_path: Path) -> None:
+    """The 10 s beside its steps, waiting and publishing are of five starts."""
+    write_run(tmp_path)
+    for number in (1, 2, 3, 4):
+        write_json(tmp_path / "students" / f"step-{number}.json", {})
+    assert Rates.load(tmp_path).start_seconds == exactly(2.0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -23,7 +23,7 @@ from masters_ray.records import Answer, Event, JudgedAnswer, SkippedStep, StepMe
 from masters_ray.report import charts
 from masters_ray.report.render import NOTHING, decimal, duration, parameters, share, small_percent
 from masters_ray.report.render import interval as bounds
-from masters_ray.report.summary import Example, read_examples, read_metrics, read_summary
+from masters_ray.report.summary import CoursePoint, Example, Kept, read_examples, read_metrics, read_summary
 from tests.builders import accuracy, interval, png, stage_outcome, step, summary
 
 DRAWN = 16
@@ -113,6 +113,32 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def read(html: str) -> str:
     return text_of(html)
+
+
+def test_accuracy_over_the_steps_is_drawn_and_a_choice_by_it_is_called_what_it_is(tmp_path: Path) -> None:
+    course = ((0, 0.3), (50, 0.4), (100, 0.6), (150, 0.5))
+    points = [
+        CoursePoint(step=step, accuracy=accuracy(value, value - 0.1, value + 0.1, n=120)) for step, value in course
+    ]
+    nothing = accuracy(math.nan, math.nan, math.nan, n=0)
+    others = {"others_before": accuracy(0.3, 0.2, 0.4, n=600), "others_after": accuracy(0.55, 0.5, 0.6, n=600)}
+    kept = Kept(step=100, questions=120, **others)
+    alone = Kept(step=100, questions=720, others_before=nothing, others_after=nothing)
+    told = {
+        name: text_of(written(tmp_path, {"course": as_json(points), "kept": as_json(chosen)}))
+        for name, chosen in (("last", None), ("best", kept), ("alone", alone))
+    }
+    for page in told.values():
+        assert (
+            "on the same 120 held-out questions each time: 30.0 % (20.0–40.0) before training (step 0), 50.0 %" in page
+        )
+        assert "after step 150" in page
+    choice = "The result is the student of step 100, the best of 3 on these 120 questions (learner.keep=best)."
+    assert choice in told["best"] and "learner.keep=best" not in told["last"]
+    assert "The 600 other held-out questions took no part in the choice: on them the accuracy went from" in told["best"]
+    assert "30.0 % (20.0–40.0) to 55.0 % (50.0–60.0)" in told["best"]
+    assert "All held-out questions took part in the choice" in told["alone"]
+    assert "Held-out accuracy while learning" not in text_of(written(tmp_path))
 
 
 def test_the_same_inputs_give_the_same_page(tmp_path: Path, html: str) -> None:

@@ -68,3 +68,22 @@ def test_the_oldest_student_that_may_writes() -> None:
     assert [schedule.version_for(number, 0) for number in (1, 2, 9)] == [0, 1, 8]
     assert [schedule.version_for(number, 4) for number in (1, 5, 6, 9)] == [0, 0, 1, 4]
     assert schedule.version_for(9, 4, learned=6) == 6, "a learner that goes on has no older one"
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "expected"),
+    [
+        (None, True, []),
+        ("stage", False, [3]),
+        ("stage", True, [3, 5]),
+        ("2", False, [2, 4]),
+        ("2", True, [2, 4, 5]),
+        ("5", False, []),
+        ("9", True, [5]),
+    ],
+)
+def test_the_student_is_measured_at_ends_of_stages_or_at_multiples_but_the_last_step(
+    every: str | None, last: bool, expected: list[int]
+) -> None:
+    stages = [(Stage(index=0, ratio=0.2), range(5)), (Stage(index=1, ratio=0.0), range(5, 8))]
+    assert schedule.evaluated(schedule.iterations(stages, 2, 0.0), every, last) == expected

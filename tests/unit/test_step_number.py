@@ -178,7 +178,6 @@ class Worker:
             stages=(StagePlan(stage=0, ratio=0.2, rows=len(rows)),),
             iterations=iterations((len(rows),), len(rows)),
             export_to=folder / "student",
-            adapters_to=folder / "adapters",
             storage=folder / "learner",
         )
         news: Any = SimpleNamespace(put=self.told.append)
@@ -199,7 +198,7 @@ class Worker:
         kept = []
         for rank in range(workers):
             worker._rank, self._moves = rank, list(moves)
-            worker.step(worker.parts(0))
+            worker.step(worker.parts(0, 1))
             kept.append(self._kept)
         return {name: torch.stack([one[name] for one in kept]).mean(0) for name in kept[0]}
 

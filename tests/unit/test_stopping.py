@@ -63,3 +63,23 @@ def test_a_second_signal_ends_the_program_and_its_children_at_once() -> None:
     assert process.returncode == 143
     assert "asked again and ended at once" in told
     assert not Path(f"/proc/{int(child)}").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "number", "code", "cause"),
+    [
+        (2, 0, 75, "stopped after 2s as run.stop_after says"),
+        (3, signal.SIGTERM, 143, "stopped by SIGTERM"),
+    ],
+)
+def test_a_program_whose_time_is_over_ends_with_a_code_of_its_own(
+    limit: int, number: int, code: int, cause: str
+) -> None:
+    """The end of its time is not a second signal: after a SIGTERM it may take longer."""
+    hangs = "try:\n    print('there', flush=True)\n    time.sleep(60)\nfinally:\n    time.sleep(2.5)"
+    process, _ = started(f"stopping.stop_after({limit}, '{limit}s')\n{hangs}")
+    if number:
+        process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert told == f"masters-ray: {cause}; the same command goes on from what is finished.\n"
