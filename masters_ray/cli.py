@@ -146,6 +146,7 @@ def _run(arguments: argparse.Namespace) -> None:
         written = run.run(config, directory, arguments.config, turns)
     say(f"summary {written.with_name('summary.json')}")
     say(f"report  {written}")
+    say(f"student {directory.student}; to publish it with its model card: hf upload USER/NAME {directory.student}")
 
 
 @contextmanager

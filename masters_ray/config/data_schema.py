@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from masters_ray.config.fields import MISSING, ONE_OR_MORE, ConfigSection, Place, Share, only
+from masters_ray.config.fields import MISSING, ONE_OR_MORE, ConfigSection, KeyScope, Place, Share, only
 
 Rule = Literal["exact", "relaxed", "choice", "vqa", "anls"]
 RowRule = Literal[Rule, "judge"]
@@ -60,6 +60,8 @@ class DataSource(ConfigSection):
     """Share of the mixture, relative to the other sources' weights; the scarcest source limits the mixture."""
     rule: RowRule | None = None
     """Rule that marks answers without a judge; judge: none, whatever evaluation.marked_by is. Default: judge.* say."""
+    license: Annotated[str | None, KeyScope.RESUMABLE] = None
+    """Of the questions and pictures, in words: for the student's model card."""
 
 
 @dataclass

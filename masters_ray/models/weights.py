@@ -19,6 +19,7 @@ from masters_ray.families import PLACEHOLDER_IDS, Architecture
 if TYPE_CHECKING:
     from torch import Tensor
 
+BASE_CARD = "README_of_base_model.md"
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ALSO_READ = ("generation_config.json", "special_tokens_map.json", "chat_template.json")
@@ -265,8 +266,9 @@ def copy_beside(source: Path, target: Path, dtype: str) -> None:
     (target / "generation_config.json").unlink(missing_ok=True)  # transformers writes one that the source may not have
     for file in source.rglob("*"):
         name = str(file.relative_to(source))
-        if file.is_file() and not _NOT_COPIED.search(name):
-            copied = target / ("README_of_base_model.md" if name == "README.md" else name)
+        earlier = name == BASE_CARD and (source / "README.md").is_file()  # the base model's own base
+        if file.is_file() and not _NOT_COPIED.search(name) and not earlier:
+            copied = target / (BASE_CARD if name == "README.md" else name)
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copied)
     text = (target / "config.json").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from PIL import Image
 from masters_ray import remarks
 from masters_ray.files import write_text
 from masters_ray.records import Event, OnlineStep, SkippedStep, StageOutcome, StepMetrics
-from masters_ray.report import instabilities
+from masters_ray.report import card, instabilities
 from masters_ray.report.charts import MANY, Series, beyond, curve_chart, line_chart, mask_chart, rows_chart
 from masters_ray.report.render import percent, render
 from masters_ray.report.summary import Example, Summary, read_examples, read_metrics, read_optional, read_summary
@@ -37,7 +37,8 @@ those of examples.json; most points of a curve."""
 def write(folder: Path) -> Path:
     """Writes a run's ``report.html`` from its summary.json, metrics.jsonl and examples.json, and from events.jsonl and
     skipped.jsonl where there are any; returns its path. Raises StoreError, naming file and remedy, when a file is
-    missing, unreadable or lacks a value; an existing report then stays. A page of more than MOST_BYTES is thinned."""
+    missing, unreadable or lacks a value; an existing report then stays. A page of more than MOST_BYTES is thinned.
+    Writes the model cards, too (``card``)."""
     summary, metrics, examples = read_summary(folder), read_metrics(folder), read_examples(folder)
     events = read_optional(folder, "events.jsonl", Event)
     values = _values(summary) | {
@@ -61,6 +62,7 @@ def write(folder: Path) -> Path:
         if len(page.encode("utf-8", "replace")) <= MOST_BYTES:
             break
     write_text(folder / REPORT, page)
+    card.write(folder, summary, verdict(summary))
     return folder / REPORT
 
 

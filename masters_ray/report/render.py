@@ -2,6 +2,7 @@
 The filters format numbers. A number that was not measured (None, NaN) becomes a dash."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -29,7 +30,9 @@ def _environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {one.__name__: one for one in (percent, small_percent, interval, share, whole, decimal)}
+    environment.filters |= {
+        one.__name__: one for one in (percent, small_percent, interval, share, whole, decimal, cell)
+    }
     environment.filters |= {one.__name__: one for one in (nats, parameters, duration, ratio, pick, as_written)}
     return environment
 
@@ -92,6 +95,11 @@ def duration(seconds: float) -> str:
     large, small, size = ("min", "s", 1) if seconds < 3599.5 else ("h", "min", 60)
     whole, rest = divmod(round(seconds / size), 60)
     return f"{whole} {large} {rest:02d} {small}"
+
+
+def cell(text: object) -> str:
+    """Escapes a text for a cell of a Markdown table."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
 
 
 def ratio(part: float, whole: float) -> float:

@@ -156,7 +156,7 @@ def test_the_run_leaves_a_student_a_report_and_events(finished: Finished) -> Non
     assert sum(parameter.numel() for parameter in hf.load_model(run / "student", "float32").parameters()) > 1e5
     beside = {file.name for file in source.iterdir()} - own
     assert all((run / "student" / name).read_bytes() == (source / name).read_bytes() for name in beside)
-    assert {file.name for file in (run / "student").iterdir()} == {*beside, *own}
+    assert {file.name for file in (run / "student").iterdir()} == {*beside, *own, "README.md"}
     assert "<html" in (run / "report.html").read_text()
     assert list((run / "tensorboard").glob("events.*"))
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
