@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export VLLM_NO_USAGE_STATS = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup harness demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online bench-plan bench-data real-weights format lock clean
+.PHONY: setup trackers harness demo check test test-unit test-faults test-long bench bench-learner bench-store bench-pregen bench-semi-online bench-plan bench-data real-weights format lock clean
 
 setup: .venv/.done-$(STACK)
 
@@ -24,6 +24,13 @@ setup: .venv/.done-$(STACK)
 
 .venv/.done-bench: .venv/.done-$(STACK) requirements/bench.txt | $(UV)
 	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --requirement requirements/bench.txt
+	@touch $@
+
+# wandb, mlflow and trackio (docs/TRACKERS.md), beside the stack's TensorBoard.
+trackers: .venv/.done-trackers
+
+.venv/.done-trackers: .venv/.done-$(STACK) requirements/trackers.txt | $(UV)
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --requirement requirements/trackers.txt
 	@touch $@
 
 # lmms-eval for masters-ray benchmark: beside the stack, as it holds protobuf and filelock back.
@@ -63,11 +70,11 @@ check: setup
 LANES ?= 2
 LANED = -n $(LANES) --dist loadfile --no-loadscope-reorder
 
-# With the pretrained weights that some tests read: 93 MB beside the stack, seconds.
-test: check .venv/.done-bench
+# With the pretrained weights that some tests read, 93 MB, and the trackers, 90 MB beside the stack.
+test: check .venv/.done-bench .venv/.done-trackers
 	$(BIN)/python -m pytest $(LANED)
 
-test-unit: setup
+test-unit: setup .venv/.done-trackers
 	$(BIN)/python -m pytest $(LANED) tests/unit
 
 # All benchmarks, for a machine with nothing else to do.
@@ -107,14 +114,14 @@ test-faults: setup
 
 # All end-to-end tests, with those that take minutes: replicas that die, damaged weights, a kill between online
 # iterations, turns on one machine, a study, an audit, lmms-eval, all that is not the default.
-test-long: setup harness
+test-long: setup harness .venv/.done-trackers
 	MASTERS_LONG=1 $(BIN)/python -m pytest tests/e2e tests/families
 
 format: setup
 	$(BIN)/ruff check --fix --select I masters_ray examples jobs tests bench
 	$(BIN)/ruff format masters_ray examples jobs tests bench
 
-# Pins for both stacks from pyproject.toml's extras; requirements/bench.txt is written by hand.
+# Pins for both stacks from pyproject.toml's extras; requirements/bench.txt and trackers.txt are written by hand.
 lock: | $(UV)
 	$(UV) pip compile --quiet --upgrade --python $(PYTHON) --extra cpu --extra dev --override requirements/overrides-cpu.txt \
 		--no-header --no-annotate pyproject.toml --output-file requirements/cpu.txt

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -26,6 +27,13 @@ def not_in_a_copy(context: CheckContext) -> None:
         found = f"{run_dir!r}, which lies in the job's copy of the project and goes with it"
         remedy = "Write run.dir=/shared/…, or hand the run over with masters-ray submit."
         context.complain("run.dir", "a whole path that every node sees", found, remedy)
+
+
+def trackers(context: CheckContext) -> None:
+    """Checks that the packages of the trackers are installed."""
+    if missing := [name for name in context.config.tracker if find_spec(name) is None]:
+        remedy = f"Install {' and '.join(missing)}: make trackers, or elsewhere pip install {' '.join(missing)}."
+        context.complain("tracker", "trackers whose packages are installed", str(missing), remedy)
 
 
 def directory(context: CheckContext) -> None:

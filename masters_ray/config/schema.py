@@ -6,13 +6,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from masters_ray.config import fields
-from masters_ray.config.data_schema import Data, Rule
+from masters_ray.config.data_schema import ONE_OR_MORE, Data, Rule
 from masters_ray.config.fields import MISSING, Checkpoint, ConfigSection, Directory, KeyScope, Place, Share, only
 
 Part = Literal["language", "vision", "projector", "embeddings", "lm_head"]
 """A part of a vision-language model."""
 KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["answer", "token"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 JudgedBy = Literal["student", "teacher", "rule"]
 Transfer = Literal["object_store", "nccl"]
 """How the learner's weights reach the engines in online iterations."""
@@ -28,6 +29,8 @@ class Run(ConfigSection):
     """Directory of all that the run writes; on a cluster a path that every node sees."""
     seed: NonNegativeInt = 0
     """Seed of the order of the data and of sampling."""
+    project: Annotated[str, KeyScope.RESUMABLE] = "masters_ray"
+    """Name under which trackers group runs; a run is called after its directory there, such as runs-demo."""
     skip_checks: Annotated[list[HardCheck], KeyScope.RESUMABLE] = field(default_factory=list)
     """Checks of the pair (docs/FAMILIES.md) that a run does not make before its rollouts; --skip NAME adds one."""
     stop_after: Annotated[fields.Duration | None, KeyScope.RESUMABLE] = None
@@ -329,6 +332,10 @@ class Config(ConfigSection):
     reward: Annotated[Reward, KeyScope.LEARNING] = field(default_factory=Reward)
     learner: Annotated[Learner, KeyScope.LEARNING] = field(default_factory=Learner)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    tracker: Annotated[list[TrackerName], ONE_OR_MORE, KeyScope.RESUMABLE] = field(
+        default_factory=lambda: ["tensorboard"]
+    )
+    """Experiment trackers that get curves, samples and pages (docs/TRACKERS.md): one, a list, or [] for none."""
 
     @property
     def schedules(self) -> list[Schedule]:

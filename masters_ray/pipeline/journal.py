@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any, Self
 
 from masters_ray import progress, stopping
-from masters_ray.errors import writing
 from masters_ray.files import append_lines, read_lines, read_record, write_json, write_text
 from masters_ray.learner.job import CheckpointSaved, GroupRewards, Report, TakenStep
 from masters_ray.pipeline.run_dir import RunDirectory
+from masters_ray.pipeline.tracking import FINISHED, Trackers, learner
 from masters_ray.progress import say
 from masters_ray.records import Event, EventKind, LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
 
+_TIMES = ("seconds", "tokens_per_second", "rollout_wait_s", "mfu", "memory_gib")
+"""Metrics of a step that another execution of the same step does not repeat."""
+
 
 class Journal:
-    """Records each call of a run after earlier calls, in the run's files and in TensorBoard's event files.
+    """Records each call of a run after earlier calls, in the run's files and in its trackers.
 
     A step that is repeated after a restart replaces its first record, even if it was skipped then and is taken now, or
-    the other way round: late answers may have arrived since.
+    the other way round: late answers may have arrived since. If only its times differ, the first record stays. Trackers
+    get a step once.
     """
 
     def __init__(self, directory: RunDirectory, config_file: str) -> None:
@@ -42,11 +46,12 @@ class Journal:
             _Steps(directory.file(f"{name}.jsonl")) for name in ("metrics", "skipped", "left_out", "rewards")
         )
         self._before, self._began = self.content["wall_seconds"], time.monotonic()
-        self._events: Any = None
+        self.trackers = Trackers(directory.config, self.content.setdefault("trackers", {}))
 
     def __enter__(self) -> Self:
         progress.listeners.append(self._warned)
         self.event("start", shlex.join(sys.argv))
+        self.trackers.open([row for rows in self._metrics.rows.values() for row in rows])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -54,10 +59,9 @@ class Journal:
         progress.listeners.remove(self._warned)
         stopped = stopping.outcome()[0] if kind is KeyboardInterrupt else ""
         self.event("end", "finished" if kind is None else stopped or kind.__name__)
+        if kind is not None:  # whoever finishes the run closes them after its pages are written
+            self.trackers.close(kind.__name__)
         self._save()
-        if self._events is not None:
-            with writing(self._directory.tensorboard):
-                self._events.close()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -115,10 +119,11 @@ class Journal:
         before, taken = self.steps_done(), isinstance(step, StepMetrics)
         self._rewards.put(step.step, rewards)
         self._skipped.put(step.step, [] if taken else [step])
-        if self._metrics.put(step.step, [step] if taken else []) and taken:
-            for name, value in dataclasses.asdict(step).items():
-                if name != "step":
-                    self.plot(f"learner/{name}", value, step.step)
+        rows, known = [dataclasses.asdict(step)] if taken else [], self._metrics.rows.get(step.step, [])
+        if not (known and rows) or _but_times(rows[0]) != _but_times(known[0]):
+            self._metrics.put(step.step, [step] if taken else [])
+        if taken and not known:
+            self.trackers.send(learner(rows[0]), step.step)
         return self.steps_done() - before
 
     def left_out(self) -> list[Rejected]:
@@ -127,18 +132,25 @@ class Journal:
         return [Rejected(row=one["row"], reason=one["reason"], kind=one["kind"]) for one in rows]
 
     def plot(self, name: str, value: float, step: int) -> None:
-        """Adds a point to a TensorBoard curve. Raises StoreError when it cannot be written."""
-        with writing(self._directory.tensorboard):
-            if self._events is None:
-                from torch.utils.tensorboard import SummaryWriter
+        """Adds a point to a curve of the trackers. Raises StoreError when TensorBoard's cannot be written."""
+        self.trackers.send({name: value}, step)
 
-                self._events = SummaryWriter(str(self._directory.tensorboard))
-            self._events.add_scalar(name, value, step)
+    def finish(self, pages: Path | None = None) -> None:
+        """Ends the trackers' runs. pages: the directory of a finished run, whose pages and samples they get first."""
+        if pages is not None:
+            self.trackers.send_results(pages)
+        self.trackers.close(FINISHED)
+        write_json(self._file, self.content)
 
     def _save(self) -> None:
         """Saves the journal with the wall time up to now, so that a kill loses no time of the saved phases."""
         self.content["wall_seconds"] = self._before + time.monotonic() - self._began
         write_json(self._file, self.content)
+
+
+def _but_times(row: dict[str, Any]) -> str:
+    """Returns a step's metrics but _TIMES as a text, in which NaN equals NaN."""
+    return json.dumps({name: value for name, value in row.items() if name not in _TIMES}, sort_keys=True)
 
 
 def _now() -> str:

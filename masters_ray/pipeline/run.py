@@ -47,7 +47,9 @@ def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns 
         learning.learn(context, context.stages, directory.student)
         measure_trained(context)
     outcome.write(context)  # only now does the journal hold the whole wall time
-    return report.write(directory.root)
+    written = report.write(directory.root)
+    journal.finish(directory.root)
+    return written
 
 
 def generate(config: Config, directory: RunDirectory, config_file: str, *, measure: bool = True) -> list[store.Folder]:
@@ -60,6 +62,7 @@ def generate(config: Config, directory: RunDirectory, config_file: str, *, measu
     with Journal(directory, config_file) as journal, closing(ReplicaOwner(config, None)) as owner:
         context = RunContext(config, directory, journal, owner)
         make_rollouts(context, measure)
+    journal.finish()
     return [directory.stage(stage.index) for stage in context.stages]
 
 

@@ -25,6 +25,7 @@ class RunDirectory:
 
     def __init__(self, config: Config) -> None:
         """Raises ConfigError, which lists every differing key, when the directory holds a run with other settings."""
+        self.config = config
         self.root = Path(config.run.dir).absolute()
         self.data = self.root / "data"
         self.rollouts = Folder(config.rollout.store or self.root / "rollouts")
@@ -34,7 +35,6 @@ class RunDirectory:
         """The trained student, a Hugging Face directory."""
         self.students = self.root / "students"
         """The student after stages and steps, and its marks there (evaluation.every)."""
-        self.tensorboard = self.root / "tensorboard"
         self._claim = self.root / "settings.json"
         self._config, self._settings = to_yaml(config), settings_of(config)
         if self._claim.exists() and (complaints := self._differences(read_record(self._claim, dict[str, Any]))):
@@ -128,7 +128,7 @@ class RunDirectory:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Returns dotted key → value of every setting that decides a run's outcome."""
-    settings = _flat(plain(config))
+    settings = flattened(plain(config))
     settings.pop("run.dir")
     return {key: value for key, value in settings.items() if KeyScope.RESUMABLE not in scopes(key)}
 
@@ -146,15 +146,16 @@ def holds_rollouts_of(one: Config, other: Config) -> bool:
     return settings == others
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns dotted key → value of nested mappings and lists of them."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flattened(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
             flat[f"{prefix}{key}"] = len(value)
             for number, one in enumerate(value):
-                flat |= _flat(one, f"{prefix}{key}[{number}].")
+                flat |= flattened(one, f"{prefix}{key}[{number}].")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

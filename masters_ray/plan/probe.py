@@ -34,6 +34,7 @@ def words(config: Config, online_fraction: float) -> list[str]:
         "rollout.store=null",
         "rollout.reuse=[]",
         "evaluation.examples=0",
+        "tracker=[]",
     ]
 
 

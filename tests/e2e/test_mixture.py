@@ -17,6 +17,7 @@ import yaml
 from examples import easy_vqa
 from masters_ray import store
 from masters_ray.records import RolloutGroup
+from tests import trackers
 from tests.conftest import ROOT
 from tests.e2e.runs import SMALL, masters_ray, summary
 
@@ -98,11 +99,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mixture.write_text(yaml.safe_dump({"data": {"train": sources, "train_rows": 48, "max_quarantined_share": 0.2}}))
     words = [word for word in SMALL if not word.startswith(("data.train", "run.skip_checks"))]
     words += ["teacher.engine.max_pictures=2", "student.engine.max_pictures=2"]
-    done = masters_ray("run", "conf/demo.yaml", str(mixture), f"run.dir={folder / 'run'}", *words)
+    words.append("tracker=[tensorboard,wandb,mlflow,trackio]")
+    env = trackers.environment(folder)
+    done = masters_ray("run", "conf/demo.yaml", str(mixture), f"run.dir={folder / 'run'}", *words, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(f"check {name}: passed" in done.stdout for name in ("packing", "agreement", "pictures"))
     assert "training questions by source: dialogue 12 (25.0%), references 6 (12.5%)" in done.stdout
     return folder / "run"
+
+
+def test_the_trackers_hold_the_numbers_and_samples_and_pages_of_the_run(finished: Path) -> None:
+    accuracies = summary(finished)["accuracy"]
+    steps = len((finished / "metrics.jsonl").read_text().splitlines())
+    measured = {(f"accuracy/{name}", steps): one["value"] for name, one in accuracies.items()}
+    assert trackers.compare(finished, finished.parent, measured) > steps * 20
+    examples = json.loads((finished / "examples.json").read_text())
+    answers = [one["answer"]["text"] for example in examples for one in example["answers"]]
+    kept = trackers.artefacts(finished, finished.parent)
+    assert kept.keys() == {"wandb", "mlflow", "trackio"}
+    for name, (texts, files) in kept.items():
+        assert texts == answers, name
+        assert {"report.html", "summary.json", "metrics.jsonl", "config.yaml", "README.md"} <= files, name
 
 
 def groups(run: Path) -> list[RolloutGroup]:

@@ -30,6 +30,11 @@ def a_step(root: Path) -> None:
         opened.record(metrics(1))
 
 
+def a_point(root: Path) -> None:
+    with journal(root) as opened:
+        opened.plot("a", 1.0, 1)
+
+
 WRITERS: dict[str, Write] = {
     "settings.json": lambda root: RunDirectory(config(root)).claim(),
     "journal.json": lambda root: journal(root).note("a", "b"),
@@ -58,7 +63,7 @@ def locked(root: Path) -> None:
     ("place", "write"),
     [
         ("run", locked),
-        ("tensorboard", lambda root: journal(root).plot("a", 1.0, 1)),
+        ("tensorboard", a_point),
         ("difficulty", lambda root: questions(root / "difficulty").ask(Rater(SAID))),
         ("step", lambda root: CheckpointWriter(root / "step", rank=0, workers=1, kept=1).save(1, Path.mkdir)),
     ],
