@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, started as the README says."""
+"""A Ray cluster of two nodes on this machine, started as docs/RUNNING.md says."""
 
 import os
 import shutil

@@ -9,7 +9,7 @@ from masters_ray.config import Config
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.studies import judge_audit, mask_scan, sample, study
 from tests.e2e.runs import SMALL, long_form
-from tests.pages import check_audit, check_scan, check_study
+from tests.study_pages import check_audit, check_scan, check_study
 
 pytestmark = pytest.mark.e2e
 DEMO = "conf/demo.yaml"

@@ -27,7 +27,7 @@ from masters_ray.studies.mask_scan import Scanned, advise
 from masters_ray.studies.statistics import mean, questions_needed, resampled_mean, resampled_share
 from tests.builders import group, scored, stage_outcome, written
 from tests.conftest import DEMO
-from tests.pages import tables, text_of
+from tests.study_pages import tables, text_of
 from tests.unit.test_plan_rates import write_run
 
 exactly = pytest.approx

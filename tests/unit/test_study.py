@@ -22,7 +22,7 @@ from masters_ray.report.render import render
 from masters_ray.studies import study as studies
 from tests.builders import accuracy, step, summary
 from tests.conftest import ROOT
-from tests.pages import tables, text_of
+from tests.study_pages import tables, text_of
 from tests.unit.test_plan_rates import write_run
 
 TEXT = """
