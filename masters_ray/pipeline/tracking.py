@@ -169,6 +169,7 @@ class Trackers:
         # Clients report their own use and errors to their makers unless told not to.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own 7 take four minutes for a lost server
         self._last = max((row["step"] for row in rows), default=0)
         for name in self._config.tracker:
             with self._guarded(name):
