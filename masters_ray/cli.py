@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import masters_ray
-from masters_ray import stopping
+from masters_ray import progress, stopping
 from masters_ray.errors import DamagedError, MastersError
-from masters_ray.progress import say
+from masters_ray.progress import conclude, say
 
 if TYPE_CHECKING:
     from masters_ray.config import Config
@@ -28,6 +28,7 @@ def main(words: list[str] | None = None) -> int:
     arguments = _parsed(words)
     stopping.forget()
     stopping.listen()
+    progress.begin(getattr(arguments, "log", None), hasattr(arguments, "verbose"))
     try:
         return arguments.command(arguments) or 0
     except MastersError as error:
@@ -39,13 +40,21 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         told, exit_code = stopping.outcome()
         told += f"; {stopping.GOES_ON}"
-    print(f"masters-ray: {told}", file=sys.stderr)
+    finally:
+        progress.end()
+    progress.fail(told, exit_code)
     return exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
+    printing = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    shown = "print the lines of Ray, vLLM and the learner's libraries too"
+    printing.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help=shown)
+    told = "text: lines, also in a terminal; json: a JSON object per line"
+    printing.add_argument("--log", choices=("text", "json"), help=told)
     parser = argparse.ArgumentParser(
         prog="masters-ray",
+        parents=[printing],
         allow_abbrev=False,
         description=masters_ray.__doc__,
         epilog="Exit codes: 0 done, 1 refused or failed (the reason is said last), 2 words that mean nothing, "
@@ -55,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: _Command, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, parents=parents, allow_abbrev=False)
+        added = commands.add_parser(name, help=help, parents=[*parents, printing], allow_abbrev=False)
         added.set_defaults(command=command)
         return added
 
@@ -138,15 +147,15 @@ def _run(arguments: argparse.Namespace) -> None:
         from masters_ray import report
 
         say(f"{directory.root} holds this run, finished; delete the directory to run it again")
-        say(f"report {report.write(directory.root)}")
+        conclude(f"report {report.write(directory.root)}")
         return
     with _on_ray(config) as (directory, turns):
         from masters_ray.pipeline import run
 
         written = run.run(config, directory, arguments.config, turns)
-    say(f"summary {written.with_name('summary.json')}")
-    say(f"report  {written}")
-    say(f"student {directory.student}; to publish it with its model card: hf upload USER/NAME {directory.student}")
+    conclude(f"summary {written.with_name('summary.json')}")
+    conclude(f"report  {written}")
+    conclude(f"student {directory.student}; to publish it with its model card: hf upload USER/NAME {directory.student}")
 
 
 @contextmanager
@@ -171,7 +180,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         from masters_ray.pipeline import run
 
         for folder in run.generate(config, directory, arguments.config):
-            say(f"rollouts {folder}")
+            conclude(f"rollouts {folder}")
 
 
 def _store(arguments: argparse.Namespace) -> None:
@@ -189,14 +198,14 @@ def _validate(arguments: argparse.Namespace) -> None:
     from masters_ray import checks
 
     left = checks.validate(arguments.config, arguments.overrides, all_rows=arguments.all)
-    say(f"{arguments.config}: no complaint" + (f" about what was looked at; {left}" if left else ""))
+    conclude(f"{arguments.config}: no complaint" + (f" about what was looked at; {left}" if left else ""))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from masters_ray import doctor
 
     failed, page = doctor.examine(arguments.config, arguments.overrides, arguments.skip)
-    say(f"{failed or 'no'} check{'s' * (failed != 1)} failed; page {page}")
+    conclude(f"{failed or 'no'} check{'s' * (failed != 1)} failed; page {page}")
     return int(failed > 0)
 
 
@@ -234,7 +243,7 @@ def _examine(
     if broken := violations(config):
         raise ConfigError(broken)
     with _on_ray(config, learns=False) as (directory, _):
-        say(f"page {examine(config, directory, arguments.config)}")
+        conclude(f"page {examine(config, directory, arguments.config)}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -252,7 +261,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     )
     made = plan.make(arguments.config, arguments.overrides, asked)
     plan.tell(made)
-    say(f"page {Path(made.config.run.dir) / 'plan' / 'plan.html'}")
+    conclude(f"page {Path(made.config.run.dir) / 'plan' / 'plan.html'}")
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:
@@ -262,13 +271,13 @@ def _benchmark(arguments: argparse.Namespace) -> None:
     harness = Harness(arguments.harness, arguments.include_path, arguments.judge_url.rstrip("/"), arguments.judge_model)
     tasks = list(filter(None, arguments.tasks.split(",")))
     made = benchmark.measure(arguments.config, arguments.overrides, arguments.benchmarks, tasks, harness)
-    say(f"written {made}")
+    conclude(f"written {made}")
 
 
 def _study(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import study
 
-    say(f"page {study.run(study.read(arguments.file))}")
+    conclude(f"page {study.run(study.read(arguments.file))}")
 
 
 if __name__ == "__main__":

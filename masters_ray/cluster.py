@@ -23,10 +23,10 @@ from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray._private.state import state
 from ray.exceptions import AuthenticationError, RaySystemError
 
-from masters_ray import stopping
+from masters_ray import progress, stopping
 from masters_ray.config import Cluster, Config
 from masters_ray.errors import ClusterError, Complaint, ConfigError, LearnerError, MastersError, ReplicaError
-from masters_ray.progress import say
+from masters_ray.progress import emit, say, warn
 from masters_ray.replicas import placement
 from masters_ray.replicas.placement import Turns
 
@@ -138,7 +138,8 @@ def _start(cluster: Cluster, folder: Path) -> None:
     options = {"address": "local", "num_cpus": cluster.local_cpus, "include_dashboard": False}
     for last in (False, True):
         try:
-            _init(**options, _node_ip_address="127.0.0.1", _temp_dir=str(folder))
+            with progress.Doing("Ray starts on this machine"):
+                _init(**options, _node_ip_address="127.0.0.1", _temp_dir=str(folder))
             return
         except Exception as error:  # Ray raises bare Exceptions
             ray.shutdown()
@@ -148,19 +149,20 @@ def _start(cluster: Cluster, folder: Path) -> None:
                     f"Ray did not start on this machine ({type(error).__name__}: {told}). Usual causes: too little "
                     f"memory, a full {folder.parent} or /dev/shm, or a machine that is too busy. Its logs: {folder}"
                 ) from error
-            say(f"Ray did not start in time and is started again ({told})")
+            warn(f"Ray did not start in time and is started again ({told})")
 
 
 def _init(**options: Any) -> None:
     """Calls ``ray.init`` with our output, signal handlers and ports. Raises whatever Ray raises."""
-    ray_worker.print_to_stdstream = _told_in_short
+    ray_worker.print_to_stdstream = _whole if progress.shows_workers() else _told_in_short
     utils.set_sigterm_handler = lambda _: None
     # Job submission uses the agent's default port: leave it to other clusters on this machine.
     parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
     # Otherwise Ray replaces the loopback address by that of a network interface.
     ray_constants.ENABLE_RAY_CLUSTER = options.get("address") != "local"
     try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        shown = progress.shows_workers()
+        ray.init(log_to_driver=shown, logging_level="INFO" if shown else "ERROR", **options)
     finally:
         stopping.listen()
 
@@ -169,7 +171,13 @@ def _told_in_short(data: dict[str, Any], **_: Any) -> None:
     """Prints the first sentence of a message of Ray; the rest stays in Ray's logs."""
     told = " ".join(str(data["lines"][0]).split())
     if not told.startswith(_TOLD_BY_US):
-        say("Ray: " + told.partition(". ")[0])
+        warn("Ray: " + told.partition(". ")[0])
+
+
+def _whole(data: dict[str, Any], **_: Any) -> None:
+    """Prints the lines of a process of Ray."""
+    for line in data["lines"]:
+        emit("worker", line, prefix=f"({data.get('actor_name') or data.get('task_name') or 'Ray'} {data['pid']}) ")
 
 
 @contextmanager

@@ -69,6 +69,8 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 def end(told: str, exit_code: int) -> None:
     """Prints and ends this process and its children without unwinding: finished files are whole on disk."""
+    if os.isatty(1):
+        os.write(1, b"\r\x1b[K\x1b[?25h")  # shows the cursor, which a live display hides
     print(f"masters-ray: {told}", file=sys.stderr, flush=True)
     end_children()
     os._exit(exit_code)

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter
 
 from masters_ray.errors import Complaint, ConfigError
-from masters_ray.progress import say
+from masters_ray.progress import warn
 
 _JUDGE = "A local vllm serve will do: --judge-url http://127.0.0.1:8000/v1"
 
@@ -45,7 +45,7 @@ class Suite:
                 [Complaint("--judge-url", f"a judge's address for {', '.join(unmarked)}", "none", _JUDGE)]
             )
         if unmarked:
-            say(f"left out, as they need a judge: {', '.join(unmarked)}. {_JUDGE}")
+            warn(f"left out, as they need a judge: {', '.join(unmarked)}. {_JUDGE}")
         return [one for one in wanted if one.task not in unmarked]
 
     def paper_of(self, student: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ from masters_ray.checks.context import CheckContext
 from masters_ray.families import ELSEWHERE, UNKNOWN, parts_in
 from masters_ray.method.schedule import ratios
 from masters_ray.models import weights
-from masters_ray.progress import say
+from masters_ray.progress import say, warn
 
 
 def located(context: CheckContext) -> None:
@@ -138,7 +138,9 @@ def same_prompts(context: CheckContext, name: str, teacher: Path, student: Path)
             remedy = "A live teacher reads the student's own prompts: processor files and chat templates must be equal."
             context.complain("learner.teacher", expected, "live", remedy)
         else:
-            say(f"{name} has other processor files or another chat template than the student: their prompts may differ")
+            warn(
+                f"{name} has other processor files or another chat template than the student: their prompts may differ"
+            )
 
 
 def common_end(context: CheckContext, name: str, teacher: Path, student: Path) -> None:

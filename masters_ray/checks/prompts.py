@@ -10,7 +10,7 @@ from masters_ray.checks.rows import FIRST
 from masters_ray.errors import CheckpointError
 from masters_ray.method.prompts import ground_truth, question_messages
 from masters_ray.models import weights
-from masters_ray.progress import say
+from masters_ray.progress import say, warn
 from masters_ray.records import Problem
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _of_model(context: CheckContext, name: str) -> None:
     if not weights.read_json(folder / "config.json").get("architectures"):
         raise CheckpointError(f"{folder}: config.json names no architectures, by which engines know a model")
     if extra := hf.unexpected_weights(folder):
-        say(f"{name}: {folder} has weights of no part of its model ({weights.some(extra)}); engines may refuse them")
+        warn(f"{name}: {folder} has weights of no part of its model ({weights.some(extra)}); engines may refuse them")
     if name == "student":
         hf.check_names(folder)
     chat = Chat(folder)
@@ -80,7 +80,7 @@ def _that_can_be_asked(context: CheckContext, chat: "Chat", name: str, source: s
     if failed:
         found = f"{len(failed)} of {len(failed) + len(read)} that cannot be asked ({failed[0]})"
         if len(failed) <= config.rollout.max_set_aside_share * (len(failed) + len(read)):
-            say(f"{name}: {key} has {found}; they are set aside")
+            warn(f"{name}: {key} has {found}; they are set aside")
         else:
             remedy = f"Take them out, or raise rollout.max_set_aside_share or {name}.engine.max_model_len."
             context.complain(key, f"questions that {name} can be asked", found, remedy)

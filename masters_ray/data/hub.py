@@ -7,7 +7,7 @@ from typing import Any
 
 from masters_ray.data.tables import AT_A_TIME, DAMAGED, Chosen, Row, Table, plain, reading
 from masters_ray.errors import DataError
-from masters_ray.progress import say
+from masters_ray.progress import warn
 
 _UNREACHED = "Mend id, subset or split, reach the Hub, or call hf auth login if the data set is gated."
 
@@ -73,5 +73,5 @@ class HubTable(Table):
                 raise DataError(f"{self.name}: expected a split: set split to one of {', '.join(self._opened)}")
             if self._opened.info.builder_name in ("csv", "json"):
                 told = "datasets guesses the types of its values (007 is read as 7)"
-                say(f"{self.name}: {told}; to keep them as they are written, download its files and name these")
+                warn(f"{self.name}: {told}; to keep them as they are written, download its files and name these")
         return self._opened

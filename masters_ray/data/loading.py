@@ -27,7 +27,7 @@ from masters_ray.data.tables import Row, Table
 from masters_ray.data.texts import LONGEST, NO_SPECIAL, BadRowError, as_text, bare, check_texts, cut, shown
 from masters_ray.errors import DataError
 from masters_ray.files import new_file
-from masters_ray.progress import say
+from masters_ray.progress import say, warn
 from masters_ray.records import Picture, Problem, Rejected
 
 Checked: TypeAlias = tuple[Picture, set[str]]  # a picture with its digest, and the changes made while decoding
@@ -249,7 +249,7 @@ def _kept(spool: Path, key: str) -> Problems | None:
     if problems.key != key:
         return None
     if not problems.pictures_are_as_noted():
-        say(f"{spool}: pictures have changed since its rows were read; they are read again")
+        warn(f"{spool}: pictures have changed since its rows were read; they are read again")
         return None
     return problems
 

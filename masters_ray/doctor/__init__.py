@@ -19,7 +19,7 @@ from masters_ray.errors import Complaint, ConfigError, MastersError
 from masters_ray.files import write_json, write_text
 from masters_ray.models import weights
 from masters_ray.preflight import ABOUT, Finding, engine_side, learner_side
-from masters_ray.progress import say
+from masters_ray.progress import Doing, say
 from masters_ray.replicas import processes
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.replicas.spec import specs
@@ -104,7 +104,8 @@ class Doctor:
             found = Finding(name=name, verdict="not done", figure=f"it needs {', '.join(failed)}")
         else:
             try:
-                found = check()
+                with Doing(f"check {name}", told_from=10):
+                    found = check()
             except (MastersError, OSError) as error:
                 found = Finding(name=name, verdict="failed", figure=str(error), remedy="Mend what it names.")
         self.findings[name] = found

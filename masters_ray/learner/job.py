@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from masters_ray.config import Learner, Part, Reward, Transfer
 from masters_ray.method.schedule import Iteration
@@ -81,8 +82,16 @@ class CheckpointSaved:
     step: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A message for the user: a warning, or what the worker group does until its next step or message ("begun")."""
+
+    kind: Literal["warning", "begun"]
+    text: str
+
+
 StepReport = TakenStep | SkippedStep | LeftOut
 """What a checkpoint remembers of the steps before it, in their order."""
-Report = StepReport | CheckpointSaved | LogprobMismatch | str
+Report = StepReport | CheckpointSaved | LogprobMismatch | Told | str
 """What a worker group reports to the driver: steps, checkpoints, each stage's comparison with the engine, messages for
 the user."""

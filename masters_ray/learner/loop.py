@@ -27,7 +27,7 @@ from masters_ray.learner import agreement, checkpoints, work
 from masters_ray.learner.batches import Step, prefetch, steps
 from masters_ray.learner.collate import Collator, WorkerStep, worker_steps
 from masters_ray.learner.engine import StudentEngine
-from masters_ray.learner.job import CheckpointSaved, LearnerJob, Report, StepReport, TakenStep
+from masters_ray.learner.job import CheckpointSaved, LearnerJob, Report, StepReport, TakenStep, Told
 from masters_ray.learner.live import LiveTeacher
 from masters_ray.learner.metrics import StepTotals, step_totals
 from masters_ray.method.grpo import OldPolicy, group_losses
@@ -82,6 +82,7 @@ class _Worker:
             if self._rank == 0:
                 ask(broker, "begin", None, {})
             self._wait_for_the_others()
+        self._report(Told(kind="begun", text=f"the learner loads {job.checkpoint}"))
         hf.check_names(self._folder)
         model = hf.load_model(self._folder, settings.dtype)
         if settings.lora.rank:
@@ -135,6 +136,7 @@ class _Worker:
 
     def compare(self, stores: Sequence[store.Where]) -> None:
         """Compares the untrained student's log-probabilities with the stored ones, in the stores of all stages."""
+        self._report(Told(kind="begun", text="learner and engine are compared"))
         over_workers, bound = self._engine.over_workers, self._largest_gap
         for plan, folder in zip(self._job.stages, stores, strict=True):
             [part] = self._of_this_worker(
@@ -162,6 +164,7 @@ class _Worker:
         self._report(None)
 
     def parts(self, done: int, last: int) -> Iterator[WorkerStep]:
+        self._report(Told(kind="begun", text="the learner takes its first step"))
         job, shard = self._job, ray.train.get_dataset_shard(DATASET)
         coming = steps(
             iter(shard.iter_batches(batch_size=64, batch_format="pyarrow", prefetch_batches=1)),
@@ -194,8 +197,9 @@ class _Worker:
                 )
             intact = torch.tensor(float(found.intact(self._rank)))
             if not self._engine.over_workers(intact, torch.distributed.ReduceOp.MIN):
-                self._report(f"{found.folder} is damaged and passed over")
+                self._report(Told(kind="warning", text=f"{found.folder} is damaged and passed over"))
                 continue
+            self._report(Told(kind="begun", text=f"the learner loads {found.folder}"))
             state = self._engine.load(found.folder)
             torch.set_rng_state(state["random"])
             self.publisher.students = state["students"]
@@ -210,7 +214,7 @@ class _Worker:
         part = next(coming)
         started = time.monotonic()
         if part.step.note:
-            self._report(part.step.note)
+            self._report(Told(kind="warning", text=part.step.note))
         part = self._readable(part)
         step, updates = part.step, self._job.settings.updates_per_step
         if not len(step.table):
@@ -304,6 +308,7 @@ class _Worker:
         self._report(CheckpointSaved(step=number))
 
     def export(self) -> None:
+        self._report(Told(kind="begun", text=f"the student is exported to {self._job.export_to}"))
         with writing(self._job.export_to, LearnerError, SafetensorError):
             state = self._whole_student(self._job.adapters_to)
             if state is not None:

@@ -17,6 +17,7 @@ from masters_ray.pipeline.journal import Journal
 from masters_ray.pipeline.parallel import run_all
 from masters_ray.pipeline.proof import Proof
 from masters_ray.pipeline.run_dir import RunDirectory
+from masters_ray.progress import Doing
 from masters_ray.replicas import processes
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spawn import Replicas
@@ -75,7 +76,7 @@ class RunContext:
         self.config, self.directory, self.journal, self.owner = config, directory, journal, owner
         journal.event("code", machine.code())
         journal.event("nodes", machine.nodes())
-        with journal.phase("data"):
+        with journal.phase("data"), Doing("the questions are read"):
             self.train, self.held_out_data = inputs.load(config, directory.data)
             self.overlap = inputs.report_loaded(self.train, self.held_out_data)
         self.plan = inputs.plan(config, len(self.train))

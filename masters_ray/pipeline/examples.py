@@ -18,7 +18,7 @@ from masters_ray.files import read_records
 from masters_ray.learner.job import GroupRewards
 from masters_ray.method.marking import right
 from masters_ray.pipeline.run_dir import RunDirectory
-from masters_ray.progress import say
+from masters_ray.progress import warn
 from masters_ray.records import JudgedAnswer, Picture, Problem, RolloutGroup
 from masters_ray.report.summary import Example, OutrankedBy, RewardFacts
 
@@ -50,7 +50,7 @@ def learned(directory: RunDirectory, config: Config) -> tuple[list[Example], Rew
                     raise StoreError(f"{file}: not a number for each answer to {group.problem.id}")
                 looked_at.append((group.problem, _marked(group, row, config)))
         except StoreError as error:
-            say(f"{error}: the report shows no example from it")
+            warn(f"{error}: the report shows no example from it")
     shown = _spread(looked_at, config.evaluation.examples)
     outranked = [one for one in looked_at if one[1].outranked == "above"]
     if shown and not any(one.outranked == "above" for _, one in shown):

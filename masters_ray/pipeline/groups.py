@@ -1,5 +1,6 @@
 """Makes groups: questions → answers, verdicts, scores → rows of the store, by calls to the replicas."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ class MadeBatch:
     rejected: dict[int, Rejected] = field(default_factory=dict)
     """Position → why the question has no row."""
     tally: AnswerTally = field(default_factory=AnswerTally)
+    reused: int = 0
+    """Rows that were taken over."""
 
 
 @dataclass
@@ -110,17 +113,13 @@ class GroupMaker:
         self._scorers: list[Role] = ["teacher", self._reference]
         if recipe.online:
             self._scorers.append("student")
-        self._calls: list[tuple[str, dict[str, float]]] = []
-        """Pool and method of each call that has returned, and what it adds to ``calls``."""
+        self._calls: dict[str, dict[str, float]] = {}
+        self._noting = threading.Lock()
 
     def calls(self) -> dict[str, dict[str, float]]:
         """Returns "pool.method" → its sums, as ``OnlineStep.calls``; failed calls are not counted."""
-        sums: dict[str, dict[str, float]] = {}
-        for call, counts in self._calls:
-            of_call = sums.setdefault(call, dict.fromkeys(counts, 0))
-            for name, count in counts.items():
-                of_call[name] += count
-        return sums
+        with self._noting:
+            return {call: dict(sums) for call, sums in self._calls.items()}
 
     def make(self, batch: Batch) -> MadeBatch:
         """Returns the rows of the questions, in their order, and the rejected questions. Raises ReplicaLostError."""
@@ -149,11 +148,13 @@ class GroupMaker:
         yield tokens
         seconds = time.monotonic() - began
         counts = {"calls": 1, "questions": questions, "seconds": seconds, "tokens": sum(tokens)}
-        self._calls.append((call, counts))
+        with self._noting:
+            sums = self._calls.setdefault(call, dict.fromkeys(counts, 0))
+            for name, count in counts.items():
+                sums[name] += count
 
-    def _answer(self, source: Source, shared: Any, count: int, seeds: Sequence[int | None]) -> WrittenBatch:
-        with self._timed(f"{source}.answer", len(seeds)) as tokens:
-            asked = (shared, self._recipe.rollout.sampling, count, seeds)
+    def _answer(self, source: Source, *asked: Any) -> WrittenBatch:
+        with self._timed(f"{source}.answer", len(asked[-1])) as tokens:
             written: WrittenBatch = self._pools[source].call("answer", *asked)
             tokens += [len(one.token_ids) for own in written.answers for one in own]
         return written
@@ -176,7 +177,7 @@ class GroupMaker:
                 None if source in one.answers else self._recipe.seed_of(source, one.problem.id) for one in questions
             ]
             if count and any(seed is not None for seed in seeds):
-                calls[source] = partial(self._answer, source, shared, count, seeds)
+                calls[source] = partial(self._answer, source, shared, rollout.sampling, count, seeds)
         for source, written in zip(calls, run_all(list(calls.values())), strict=True):
             scores.add_written(source, written)
 

@@ -15,7 +15,7 @@ from masters_ray.models import weights
 from masters_ray.pipeline.inputs import digest_of
 from masters_ray.pipeline.parallel import map_unordered
 from masters_ray.pipeline.run_dir import RunDirectory
-from masters_ray.progress import say, track
+from masters_ray.progress import say, track, warn
 from masters_ray.records import Problem, Refused, Reply
 from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
@@ -48,7 +48,7 @@ class HeldOut:
         found = self._stored(name)
         if found is None or (found.questions == self._digest and model in (None, found.model)):
             return found is not None
-        say(f"{name}: other held-out questions or other weights than there are now; it is measured again")
+        warn(f"{name}: other held-out questions or other weights than there are now; it is measured again")
         return False
 
     def measure(self, pools: Mapping[Role, Pool], role: Role, name: str, model: str) -> None:
@@ -82,7 +82,7 @@ class HeldOut:
         try:
             return read_record(file, HeldOutMarks) if file.exists() else None
         except StoreError as error:
-            say(f"{error}: it is measured again")
+            warn(f"{error}: it is measured again")
             return None
 
 
@@ -167,6 +167,6 @@ def say_accuracy(title: str, marked: Sequence[Marked], longest: int, rule: Rule)
     say(f"{title}: {measured.value:.1%} ({measured.low:.1%} to {measured.high:.1%}, n = {measured.n}{told})")
     for remark in (remarks.held_out_cut(cut, longest), remarks.held_out_disagreement(title, marked, rule)):
         if remark:
-            say(remark)
+            warn(remark)
     if aside := len(marked) - measured.n:
-        say(f"{aside} held-out questions could not be asked and count in no accuracy of the run (quarantine.jsonl)")
+        warn(f"{aside} held-out questions could not be asked and count in no accuracy of the run (quarantine.jsonl)")

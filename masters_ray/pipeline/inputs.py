@@ -14,7 +14,7 @@ from masters_ray.errors import DataError
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
 from masters_ray.models import weights
-from masters_ray.progress import say
+from masters_ray.progress import say, warn
 from masters_ray.records import Problem
 
 
@@ -57,7 +57,7 @@ def report_loaded(train: data.Problems, held_out: data.Problems) -> data.Overlap
     """Prints what was loaded, with remarks. Returns ``report_overlap``."""
     for name, loaded in (("training", train), ("held-out", held_out)):
         aside = f", {loaded.set_aside} rows set aside" if loaded.set_aside else ""
-        say(f"{len(loaded)} {name} questions{aside}")
+        (warn if aside else say)(f"{len(loaded)} {name} questions{aside}")
         if len(loaded.sources) > 1:
             shares = (f"{one.name} {one.taken} ({one.taken / len(loaded):.1%})" for one in loaded.sources)
             say(f"{name} questions by source: {', '.join(shares)}")
@@ -65,7 +65,7 @@ def report_loaded(train: data.Problems, held_out: data.Problems) -> data.Overlap
             changes = ", ".join(f"{count} {change}" for change, count in sorted(loaded.changes.items()))
             say(f"{name} pictures: {changes}")
         for remark in loaded.remarks:
-            say(f"{name} questions: {remark}")
+            warn(f"{name} questions: {remark}")
     return report_overlap(train, held_out)
 
 
@@ -74,12 +74,12 @@ def report_overlap(train: data.Problems, held_out: data.Problems) -> data.Overla
     overlap = data.overlap(train, held_out)
     of = f" of {len(held_out)}"
     if overlap.same_question:
-        say(
+        warn(
             f"held-out questions that stand in training too, with the same pictures: {overlap.same_question}{of}; "
             f"accuracy on them says what the student remembers ({', '.join(overlap.examples)})"
         )
     if overlap.same_picture:
-        say(
+        warn(
             f"held-out questions about pictures that stand in training with other questions: {overlap.same_picture}{of}"
         )
     return overlap

@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from masters_ray import progress, stopping
 from masters_ray.files import append_lines, read_lines, read_record, write_json, write_text
-from masters_ray.learner.job import CheckpointSaved, GroupRewards, Report, TakenStep
+from masters_ray.learner.job import CheckpointSaved, GroupRewards, Report, TakenStep, Told
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.pipeline.tracking import FINISHED, Trackers, learner
-from masters_ray.progress import say
+from masters_ray.progress import say, short, warn
 from masters_ray.records import Event, EventKind, LeftOut, LogprobMismatch, Rejected, SkippedStep, StepMetrics
 
 _TIMES = ("seconds", "tokens_per_second", "rollout_wait_s", "mfu", "memory_gib")
@@ -94,10 +94,12 @@ class Journal:
         return len(self._metrics.rows.keys() | self._skipped.rows.keys())
 
     def take(self, report: Report, advance: Callable[..., None]) -> None:
-        """Records and prints the learner's report. advance: called with the number of new steps, and a note."""
+        """Records and prints the learner's report. advance: a ``progress.Advance``, called for new steps."""
         match report:
             case str():
                 say(report)
+            case Told(kind="warning"):
+                warn(report.text)
             case CheckpointSaved():
                 self.event("checkpoint", "the learner wrote a checkpoint", report.step)
             case LogprobMismatch():
@@ -105,14 +107,14 @@ class Journal:
                 self.note("agreement", self.content.get("agreement", {}) | compared)
             case TakenStep(metrics=new):
                 if self.record(new, report.rewards):
-                    advance(1, f"JSD {new.jsd:.4f}  reward {new.accuracy_reward:.2f}")
+                    advance(1, cells=cells(new), fields=dataclasses.asdict(new))
             case LeftOut():
                 self._left_out.put(report.step, report.rows)
                 for row in report.rows:
-                    say(f"step {report.step} goes on without {row.row}: {row.reason}")
+                    warn(f"step {report.step} goes on without {row.row}: {row.reason}")
             case SkippedStep():
                 advance(self.record(report))
-                say(f"step {report.step} is skipped: {report.reason}")
+                warn(f"step {report.step} is skipped: {report.reason}")
 
     def record(self, step: StepMetrics | SkippedStep, rewards: Sequence[GroupRewards] = ()) -> int:
         """Records an optimizer step and the rewards of some of its groups. Returns 1 if the step is new, else 0."""
@@ -155,6 +157,21 @@ def _but_times(row: dict[str, Any]) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def cells(step: StepMetrics) -> Mapping[str, str]:
+    """Returns heading → figure of a step's row in the terminal and the log; 73 columns."""
+    return {
+        "loss": f"{step.loss:9.4f}",
+        "JSD": f"{step.jsd:8.4f}",
+        "KL": f"{step.kl:9.5f}",
+        "R_acc": f"{step.accuracy_reward:6.0%}",
+        "R_distill": f"{step.distillation_reward:10.2f}",
+        "lr": f"{step.learning_rate:9.1e}",
+        "norm": f"{step.grad_norm:7.3g}",
+        "tokens/s": f"{short(step.tokens_per_second):>9}",
+        "MFU": f"{step.mfu:6.1%}",
+    }
 
 
 class _Steps:

@@ -12,7 +12,7 @@ from masters_ray.errors import LearnerError, writing
 from masters_ray.evaluate import accuracy
 from masters_ray.families import parts_in
 from masters_ray.learner import checkpoints
-from masters_ray.learner.job import LearnerJob, Report, StagePlan
+from masters_ray.learner.job import LearnerJob, Report, StagePlan, StepReport, Told
 from masters_ray.learner.trainer import fit
 from masters_ray.method import schedule
 from masters_ray.method.schedule import Stage
@@ -20,7 +20,7 @@ from masters_ray.models import hf
 from masters_ray.pipeline import course
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.online import OnlineRollouts
-from masters_ray.progress import say, track
+from masters_ray.progress import Doing, say, track
 from masters_ray.records import LeftOut
 from masters_ray.replicas import placement
 from masters_ray.replicas.spec import absolute
@@ -99,7 +99,8 @@ def _learn_until(run: RunContext, plan: Sequence[Stage], step: int, export_to: P
     say(f"the learner starts{words if job.online else ''}")
     with ExitStack() as stack:
         stack.enter_context(run.journal.phase("learner"))
-        advance = stack.enter_context(track("learner: optimizer steps", len(job.steps), done))
+        advance = stack.enter_context(track("learner: optimizer steps", len(job.steps), done, "learner"))
+        doing = stack.enter_context(Doing("the learner's workers start"))
         broker = None
         if job.online:
             run.owner.give_way()
@@ -113,6 +114,8 @@ def _learn_until(run: RunContext, plan: Sequence[Stage], step: int, export_to: P
             stack.enter_context(OnlineRollouts(run, broker))
 
         def on_report(report: Report) -> None:
+            if isinstance(report, StepReport) or (isinstance(report, Told) and report.kind == "begun"):
+                doing.then(report.text if isinstance(report, Told) else "")
             run.journal.take(report, advance)
             if isinstance(report, LeftOut):
                 run.write_quarantine(plan)

@@ -18,7 +18,7 @@ from masters_ray.pipeline import recipes, rollouts
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.groups import GroupMaker
 from masters_ray.pipeline.recipes import Recipe
-from masters_ray.progress import say
+from masters_ray.progress import warn
 from masters_ray.records import AnswerTally, OnlineStep, Rejected
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spawn import Replicas
@@ -84,7 +84,7 @@ class OnlineRollouts:
             try:
                 ray.get(self._broker.fail.remote(f"rollouts of online iterations stopped: {told}"))
             except RayError as gone:
-                say(f"the learner could not be told that rollouts stopped: {gone}")
+                warn(f"the learner could not be told that rollouts stopped: {gone}")
         finally:
             self._run.owner.close()
 
@@ -105,7 +105,7 @@ class OnlineRollouts:
         try:
             self._make(order, recipe, GroupMaker(recipe, replicas, report.digest), replicas, began)
         except WeightsGoneError as gone:
-            say(f"iteration {order.iteration} is answered again when the learner goes on: {gone}")
+            warn(f"iteration {order.iteration} is answered again when the learner goes on: {gone}")
             return None
         return self._reusable_rows(order)
 
@@ -167,4 +167,4 @@ def finish(folder: store.Folder, rule: Rule) -> None:
     total = sum((AnswerTally(**account.noted["tally"]) for account in accounts.values()), AnswerTally())
     store.Writer(folder, store.read_key(folder)).finish(dataclasses.asdict(total))
     for remark in remarks.of(str(folder), total, rule):
-        say(remark)
+        warn(remark)

@@ -17,7 +17,7 @@ from masters_ray.pipeline import course, examples
 from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.held_out import all_marks
 from masters_ray.pipeline.inputs import digest_of
-from masters_ray.progress import say
+from masters_ray.progress import say, warn
 from masters_ray.records import AnswerTally, LogprobMismatch, Source, StageOutcome, StepMetrics
 from masters_ray.report import summary as facts
 from masters_ray.report.summary import EXAMPLES, METRICS, SUMMARY, read_metrics
@@ -125,7 +125,7 @@ def _sources(run: RunContext, marks: Mapping[str, Sequence[Marked]]) -> Iterator
         try:
             counts += store.right_by_dataset(folder)
         except DamagedError as error:
-            say(f"{error}: its answers are left out where the report tells how many of each source are right")
+            warn(f"{error}: its answers are left out where the report tells how many of each source are right")
     accounts = [account for folder in folders for account in store.read_accounts(folder).values()]
     dropped = [one.row for account in accounts for one in account.rejected.values()]
     for name in names:

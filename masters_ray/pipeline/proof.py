@@ -8,7 +8,7 @@ from masters_ray import preflight
 from masters_ray.config import Config, HardCheck
 from masters_ray.pipeline.journal import Journal
 from masters_ray.preflight import Finding, Probe, engine_side
-from masters_ray.progress import say
+from masters_ray.progress import Doing, say, warn
 from masters_ray.records import Problem
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.processes import Role
@@ -22,13 +22,14 @@ class Proof:
         done, skipped = journal.content.get("preflight", {}), config.run.skip_checks
         self._due = [name for name in get_args(HardCheck) if name not in skipped and name not in done]
         if skipped:
-            say(f"checks that are skipped: {', '.join(skipped)}")
+            warn(f"checks that are skipped: {', '.join(skipped)}")
         self._probe: Probe | None = None
 
     def of_learner(self, problems: Sequence[Problem]) -> None:
         """Makes the learner's part, while no engine runs. Raises CheckError when a check fails."""
         if self._due:
-            self._probe = probe = preflight.probe(self._config, preflight.chosen(problems))
+            with Doing("the student answers for the checks of the pair"):
+                self._probe = probe = preflight.probe(self._config, preflight.chosen(problems))
             self._make({"packing": lambda: engine_side.packing(probe), "export": lambda: engine_side.export(probe)})
 
     def of_engines(self, config: Config, pools: Mapping[Role, Pool], ratio: float) -> None:
@@ -47,9 +48,12 @@ class Proof:
         )
 
     def _make(self, checks: Mapping[str, Callable[[], Finding]]) -> None:
-        found = [check() for name, check in checks.items() if name in self._due]
-        for one in found:
-            say(f"check {one.name}: {one.verdict}, {one.figure}")
+        found = []
+        for name, check in checks.items():
+            if name in self._due:
+                with Doing(f"check {name}", told_from=10):
+                    found.append(check())
+                say(f"check {name}: {found[-1].verdict}, {found[-1].figure}")
         preflight.refuse_failed(found)
         kept = {one.name: dataclasses.asdict(one) for one in found}
         self._journal.note("preflight", self._journal.content.get("preflight", {}) | kept)

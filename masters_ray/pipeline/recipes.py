@@ -15,7 +15,7 @@ from masters_ray.method.masks import MaskReport
 from masters_ray.method.schedule import Stage
 from masters_ray.models import weights
 from masters_ray.pipeline.context import RunContext
-from masters_ray.progress import say
+from masters_ray.progress import warn
 from masters_ray.records import Source
 from masters_ray.weight_sync.broker import Order
 
@@ -144,7 +144,7 @@ def is_complete(run: RunContext, stage: Stage) -> bool:
     told = f"{folder}: its rows were made by something else ({other})."
     if run.directory.student.exists():
         if other:
-            say(f"{told} The run is finished with the student that has learned from them")
+            warn(f"{told} The run is finished with the student that has learned from them")
         return True
     survey = store.survey(folder)
     if other and store.KEY not in survey.broken:

@@ -18,7 +18,7 @@ from masters_ray.pipeline.groups import Batch, GroupMaker, MadeBatch
 from masters_ray.pipeline.parallel import batches, map_unordered
 from masters_ray.pipeline.recipes import OF_QUESTIONS, Recipe
 from masters_ray.pipeline.tally import tally
-from masters_ray.progress import say, track
+from masters_ray.progress import Doing, say, track, warn
 from masters_ray.records import AnswerTally, Rejected, StageOutcome
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
@@ -32,7 +32,8 @@ _EXAMPLES = 5
 
 def mask_teachers(pool: Pool, ratio: float) -> MaskReport:
     """Masks every teacher replica at ``ratio``. Raises CheckpointError when they report different weights."""
-    reports = pool.mask(ratio)
+    with Doing(f"the teacher is masked at ratio {ratio:g}" if ratio else "the unmasked teacher is loaded"):
+        reports = pool.mask(ratio)
     if any(report != reports[0] for report in reports):
         raise CheckpointError(
             f"teacher replicas hold different weights: {reports}. Is the checkpoint the same on every node?"
@@ -69,9 +70,11 @@ def roll_out(
 
     check()
     title = f"stage {recipe.stage.index}: rollouts at mask ratio {recipe.stage.ratio:g}"
+    reused = 0
     with track(title, len(positions), len(positions) - len(todo)) as advance:
         for batch in work.make(questions, todo, replicas):
-            advance(len(batch), _note(work.tally))
+            made, reused = len(batch) - (work.reused - reused), work.reused
+            advance(len(batch), _note(work.tally), made=made, tokens=_written(maker))
             check()
     check(finished=True)
     outcome = StageOutcome(
@@ -88,8 +91,15 @@ def roll_out(
         **vars(work.tally),
     )
     writer.finish(dataclasses.asdict(outcome))
+    if kinds := ", ".join(f"{kind} {count}" for kind, count in outcome.set_aside.items()):
+        warn(f"stage {outcome.stage}: {len(work.rejected)} questions set aside ({kinds}); quarantine.jsonl names them")
     for remark in remarks.of(f"stage {outcome.stage}", outcome, recipe.judge.rule):
-        say(remark)
+        warn(remark)
+
+
+def _written(maker: GroupMaker) -> dict[str, float]:
+    """Returns role → tokens that it has written."""
+    return {call.split(".")[0]: one["tokens"] for call, one in maker.calls().items() if not call.endswith(".score")}
 
 
 def _note(tally: AnswerTally) -> str:
@@ -185,6 +195,8 @@ class StageWork:
         """reusable: rows to take over. before: accounts of shards that earlier calls stored."""
         self._recipe, self._writer, self._maker, self._reusable = recipe, writer, maker, reusable
         self.tally = sum((AnswerTally(**account.noted["tally"]) for account in before), AnswerTally())
+        self.reused = 0
+        """Rows taken over."""
         self.rejected = {position: row for account in before for position, row in account.rejected.items()}
         """Position → why the question is set aside, earlier calls included."""
         self._began = time.monotonic() - max((account.noted["seconds"] for account in before), default=0.0)
@@ -227,7 +239,7 @@ class StageWork:
                 made = self._reused_or_made(batch)
             except ReplicaLostError as error:
                 lost = error
-                say(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
+                warn(f"questions {batch[0][1].id} to {batch[-1][1].id} are taken again: {error}")
             else:
                 self._store(batch, made)
                 return made
@@ -235,6 +247,7 @@ class StageWork:
 
     def _add_up(self, batch: Batch, made: MadeBatch) -> Batch:
         self.tally += made.tally
+        self.reused += made.reused
         self.rejected |= made.rejected
         return batch
 
@@ -257,6 +270,7 @@ class StageWork:
             rows=pa.concat_tables([made.rows, reused]).sort_by("position"),
             rejected=made.rejected,
             tally=made.tally + tally(judged, self._recipe.judge, reused),
+            reused=len(taken),
         )
 
     def _store(self, batch: Batch, made: MadeBatch) -> None:

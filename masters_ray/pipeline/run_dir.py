@@ -11,6 +11,7 @@ from typing import IO, Any
 from masters_ray.config import Config, KeyScope, plain, scopes, to_yaml
 from masters_ray.errors import Complaint, ConfigError, StoreError, writing
 from masters_ray.files import read_record, write_json, write_text
+from masters_ray.progress import log_to
 from masters_ray.store import Folder
 
 _OTHER_RUN = "Choose another run.dir, set it back, or delete the directory."
@@ -59,7 +60,8 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the directory for the block. Raises StoreError when another process holds the lock."""
+        """Locks the directory for the block, and has what is printed from now on written to its run.log. Raises
+        StoreError when another process holds the lock."""
         file = self.root / "lock"
         with writing(file):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,7 @@ class RunDirectory:
                 lock.truncate(0)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}")
                 lock.flush()
+            log_to(self.file("run.log"))
             yield
 
     def look_at_lock(self) -> None:

@@ -9,7 +9,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from masters_ray.errors import MastersError, ReplicaError, ReplicaLostError
 from masters_ray.method.masks import MaskReport
-from masters_ray.progress import say
+from masters_ray.progress import warn
 from masters_ray.replicas.actor import Expected
 from masters_ray.replicas.processes import Role
 from masters_ray.weight_sync.student_weights import StudentWeights
@@ -96,7 +96,7 @@ class Pool:
             try:
                 return self.call(method, *arguments)
             except ReplicaLostError as error:
-                say(f"{self.role}.{method} is asked again: {error}")
+                warn(f"{self.role}.{method} is asked again: {error}")
         return self.call(method, *arguments)
 
     def share(self, thing: Any) -> Any:
@@ -135,7 +135,7 @@ class Pool:
     def _wait_for(self, actor: Any) -> None:
         """Returns when the model is loaded in the process that Ray starts in the dead one's place."""
         if actor not in self._restarting and not self._closed:
-            say(f"{self.role}: the process of a replica died; Ray starts another one")
+            warn(f"{self.role}: the process of a replica died; Ray starts another one")
         self._restarting.add(actor)
         try:
             if isinstance(self._expected, MaskReport):  # loads the model so, instead of masking it once more
@@ -154,7 +154,7 @@ class Pool:
                 return
             self._actors.remove(actor)
             self._lost = str(error)
-            say(f"{self.role}: a replica is left out, {len(self._actors)} are left: {error}")
+            warn(f"{self.role}: a replica is left out, {len(self._actors)} are left: {error}")
             self._changed.notify_all()
         ray.kill(actor)
 

@@ -1,12 +1,13 @@
 """Starts and stops replicas: the only place that makes Ray actors of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
 
+from masters_ray import progress
 from masters_ray.errors import ReplicaError
 from masters_ray.replicas.actor import ReplicaActor
 from masters_ray.replicas.pool import CALLS_AT_ONCE, REPEAT_AFTER_DEATH, Pool, replica_error
@@ -22,13 +23,14 @@ class Replicas:
         self._actors: list[Any] = []
         self.pools: dict[Role, Pool] = {}
         by_role: dict[Role, list[Any]] = {}
-        loading: dict[Any, ReplicaSpec] = {}
+        loading: dict[Any, tuple[ReplicaSpec, progress.Doing]] = {}
         try:
             for spec, number in ((one, number) for one in specs for number in range(one.count)):
                 own = spec if spec.devices is None else replace(spec, devices=(spec.devices[number],))
                 actor = ray.remote(actor_class).options(**_options(spec)).remote(own)
                 self._actors.append(actor)
-                loading[actor.ready.options(**REPEAT_AFTER_DEATH).remote()] = spec
+                told = progress.Doing(_told(spec, number))
+                loading[actor.ready.options(**REPEAT_AFTER_DEATH).remote()] = spec, told
                 for role in spec.roles:
                     by_role.setdefault(role, []).append(actor)
                 if spec.sleeps or 0 < spec.share < 1:
@@ -36,6 +38,8 @@ class Replicas:
                     _wait_for_all(loading)
             _wait_for_all(loading)
         except BaseException:
+            for _, told in loading.values():
+                told.end(told=False)
             self.close()
             raise
         self.pools = {role: Pool(role, actors) for role, actors in by_role.items()}
@@ -72,19 +76,28 @@ def _options(spec: ReplicaSpec) -> dict[str, Any]:
     }
 
 
-def _wait_for_all(loading: Mapping[Any, ReplicaSpec]) -> None:
-    waiting = list(loading)
-    while waiting:
-        [ready], waiting = ray.wait(waiting)
+def _told(spec: ReplicaSpec, number: int) -> str:
+    roles = " and ".join(spec.roles).replace("_", " ")
+    return f"replica {number + 1} of {spec.count} of the {roles} loads {spec.checkpoint}"
+
+
+def _wait_for_all(loading: dict[Any, tuple[ReplicaSpec, progress.Doing]]) -> None:
+    """Empties ``loading``: call → what it loads."""
+    while loading:
+        [ready], _ = ray.wait(list(loading))
+        spec, doing = loading[ready]
         try:
             ray.get(ready)
         except RayError as error:
             told = replica_error(error, "loading its model")
-            raise ReplicaError(f"a replica of {' and '.join(loading[ready].roles)} could not start: {told}") from error
+            raise ReplicaError(f"a replica of {' and '.join(spec.roles)} could not start: {told}") from error
+        doing.end()
+        del loading[ready]
 
 
 def environment(spec: ReplicaSpec) -> dict[str, str]:
-    variables = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+    level = "INFO" if progress.shows_workers() else "WARNING"
+    variables = {"VLLM_LOGGING_LEVEL": level, "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
     if spec.gpus == 0:
         variables |= {
             # One thread per reserved CPU: with more, replicas that share cores are many times slower.

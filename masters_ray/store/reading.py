@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from masters_ray.errors import DamagedError, StoreError
-from masters_ray.progress import say
+from masters_ray.progress import warn
 from masters_ray.records import JudgedText, RolloutGroup, Source
 from masters_ray.store.folder import Folder, Where, undamaged
 from masters_ray.store.rows import SCHEMA, groups
@@ -116,7 +116,7 @@ class Lookup:
             try:
                 shard = self._held(folder, name)
             except DamagedError as error:
-                say(str(error))
+                warn(str(error))
                 self._places = {key: one for key, one in self._places.items() if one[:2] != (folder, name)}
             else:
                 found[digest] = shard.filter(pc.equal(shard["position"], position))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from masters_ray.errors import DamagedError, StoreError
-from masters_ray.progress import say
+from masters_ray.progress import warn
 from masters_ray.records import Rejected
 from masters_ray.store.folder import DAMAGED, Folder, Where, undamaged
 from masters_ray.store.rows import PARQUET
@@ -139,7 +139,7 @@ def read_accounts(folder: Where, within: range | None = None) -> dict[str, Accou
             with opened.open(name) as file:
                 return account_in(file, opened / name)[0]
         except DamagedError as error:
-            say(str(error))
+            warn(str(error))
             return None
 
     names = [name for name in opened.names(SHARD) if within is None or first_position(name) in within]
@@ -218,7 +218,7 @@ class Writer:
             raise StoreError(f"{folder}: its rows were made by something else ({other}). {OTHER_RECIPE}")
         self.folder.write(KEY, json.dumps(self.key, indent=1).encode())
         for name in sorted(found.broken.keys() - {KEY}):
-            say(f"{found.broken[name]}. It is made again; a damaged file is kept as *{DAMAGED}")
+            warn(f"{found.broken[name]}. It is made again; a damaged file is kept as *{DAMAGED}")
             if self.folder.has(name):
                 self.folder.rename(name, name + DAMAGED)
         if finished and MANIFEST not in found.broken:

@@ -14,7 +14,7 @@ from masters_ray.files import as_json, write_json, write_text
 from masters_ray.pipeline.outcome import versions
 from masters_ray.plan.forecast import Forecast, cores_of, forecast
 from masters_ray.plan.rates import Rates
-from masters_ray.progress import say
+from masters_ray.progress import say, warn
 from masters_ray.report.render import duration, render
 from masters_ray.report.summary import METRICS
 
@@ -44,7 +44,7 @@ def told_time(runs: Iterable[Path], seconds: Callable[[Rates], float]) -> str:
                 time = duration(seconds(Rates.load(place)))
                 return f"about {time} at the rates of {place}; what is there is not made again"
             except MastersError as error:
-                say(f"no rates of {place}: {error}")
+                warn(f"no rates of {place}: {error}")
     return "no rates are known to say how long that takes: masters-ray plan --probe measures them"
 
 

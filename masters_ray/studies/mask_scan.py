@@ -21,7 +21,7 @@ from masters_ray.files import read_record, write_json
 from masters_ray.learner.measure import Divergence, divergences
 from masters_ray.pipeline import run
 from masters_ray.pipeline.run_dir import RunDirectory
-from masters_ray.progress import say
+from masters_ray.progress import Doing, say, warn
 from masters_ray.records import JudgedText, StageOutcome
 from masters_ray.replicas.spec import absolute
 from masters_ray.report.charts import Series, line_chart
@@ -158,14 +158,14 @@ def _measured(config: Config, folders: Sequence[store.Folder], files: Sequence[P
     """Returns the divergences of each store; measures those whose file is missing. Raises StoreError."""
     missing = {file: folder for file, folder in zip(files, folders, strict=True) if not file.exists()}
     if missing:
-        say(f"divergences of {len(missing)} ratios are measured")
-        news = divergences(absolute(config.student.checkpoint), config.learner, list(missing.values()))
+        with Doing(f"divergences of {len(missing)} ratios are measured"):
+            news = divergences(absolute(config.student.checkpoint), config.learner, list(missing.values()))
         for (file, folder), (rows, unreadable) in zip(missing.items(), news, strict=True):
             told = f"{len(unreadable)} of its rows cannot be read{''.join(f' ({one})' for one in unreadable[:1])}"
             if not rows:
                 raise StoreError(f"{folder}: no row to measure; {told}. masters-ray store inspect says what it holds.")
             if unreadable:
-                say(f"{folder}: {told}; its divergence is of the others")
+                warn(f"{folder}: {told}; its divergence is of the others")
             write_json(file, rows)
     return [read_record(file, list[Divergence]) for file in files]
 

@@ -72,9 +72,8 @@ def test_only_who_has_the_token_reaches_it_and_when_it_dies_the_program_ends_wit
     surroundings = environment(TMPDIR=str(long), HOME="/proc/none")
     with subprocess.Popen([sys.executable, "-c", WAITS], env=surroundings, **PIPES) as process:
         assert process.stdout is not None
-        process.stdout.readline()
-        address = process.stdout.readline().strip()
-        assert address.startswith("127.0.0.1:")
+        lines = iter(process.stdout.readline, "")
+        address = next(line.strip() for line in lines if line.startswith("127.0.0.1:"))
         outsider, nobody = [sys.executable, "-c", WITHOUT_TOKEN.format(address)], environment(RAY_AUTH_MODE="disabled")
         refused = subprocess.run(outsider, env=nobody, capture_output=True, text=True, check=False, timeout=60)
         assert "AuthenticationError" in refused.stderr

@@ -209,10 +209,10 @@ def test_what_a_person_should_know_of_the_data_is_said_once(tmp_path: Path, caps
     held_out = load(jsonl(tmp_path, [good(1, hint="x"), good(2)]))
     inputs.report_loaded(load(jsonl(tmp_path, [good(1), good(3), good(4, answer="")])), held_out)
     assert capsys.readouterr().out.splitlines() == [
-        "2 training questions, 1 rows set aside",
+        "warning: 2 training questions, 1 rows set aside",
         "2 held-out questions",
-        "held-out questions: columns that are not used: hint",
-        "held-out questions that stand in training too, with the same pictures: 1 of 2; accuracy on them says what the "
-        "student remembers (q1)",
-        "held-out questions about pictures that stand in training with other questions: 1 of 2",
+        "warning: held-out questions: columns that are not used: hint",
+        "warning: held-out questions that stand in training too, with the same pictures: 1 of 2; accuracy on them says "
+        "what the student remembers (q1)",
+        "warning: held-out questions about pictures that stand in training with other questions: 1 of 2",
     ]

@@ -112,7 +112,7 @@ def unread(step: int) -> Rejected:
 def told(directory: RunDirectory, *all_news: Report) -> None:
     with Journal(directory, "demo.yaml") as journal:
         for one in all_news:
-            journal.take(one, lambda *_: None)
+            journal.take(one, lambda *_, **__: None)
 
 
 def content(directory: RunDirectory) -> list[list[dict[str, object]]]:
