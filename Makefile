@@ -1,5 +1,6 @@
 # Every target sets up what it needs. STACK says which: cpu or gpu (default: gpu where nvidia-smi is found).
 STACK ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# Python 3.11 or 3.12: make setup PYTHON=python3.12, in a checkout without .venv and .build.
 PYTHON ?= python3.11
 UV := .build/uv/bin/uv
 BIN := .venv/bin

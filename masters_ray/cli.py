@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import argcomplete
+import yaml
 
 import masters_ray
 from masters_ray import progress, stopping
@@ -23,6 +28,15 @@ if TYPE_CHECKING:
 _Command = Callable[[argparse.Namespace], int | None]
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Names the command or option that is nearest to a mistyped one."""
+        known = [name for one in self._actions for name in (*one.option_strings, *map(str, one.choices or ()))]
+        if wrong := re.search(r"(?:choice|arguments): '?([\w-]+)", message):
+            message += "".join(f"\nDid you mean {one}?" for one in difflib.get_close_matches(wrong[1], known, n=1))
+        super().error(message)
+
+
 def main(words: list[str] | None = None) -> int:
     """Runs one command and returns its exit code. A MastersError is printed without a traceback."""
     arguments = _parsed(words)
@@ -33,10 +47,15 @@ def main(words: list[str] | None = None) -> int:
         return arguments.command(arguments) or 0
     except MastersError as error:
         told, exit_code = str(error), 1
+    except BrokenPipeError:  # as of masters-ray config FILE | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if error.filename is None:
             raise
         told, exit_code = f"{error.filename} cannot be used ({error.strerror}). Name another path, or mend this one.", 1
+    except ModuleNotFoundError as error:
+        told, exit_code = f"{error.name} is not installed here: pip install 'masters-ray[cpu]', or [gpu].", 1
     except KeyboardInterrupt:
         told, exit_code = stopping.outcome()
         told += f"; {stopping.GOES_ON}"
@@ -52,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     printing.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help=shown)
     told = "text: lines, also in a terminal; json: a JSON object per line"
     printing.add_argument("--log", choices=("text", "json"), help=told)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="masters-ray",
         parents=[printing],
         allow_abbrev=False,
@@ -60,17 +79,31 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 refused or failed (the reason is said last), 2 words that mean nothing, "
         "75 stopped after run.stop_after, 130, 143, 129 stopped by Ctrl-C, SIGTERM, a closed terminal.",
     )
-    parser.add_argument("--version", action="version", version=f"masters-ray {metadata.version('masters-ray')}")
+    parser.add_argument("--version", action="version", version=f"masters-ray {masters_ray.__version__}")
+    helped = yaml.safe_load(Path(__file__).with_name("help.yaml").read_text(encoding="utf-8"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: _Command, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help, parents=[*parents, printing], allow_abbrev=False)
-        added.set_defaults(command=command)
+    def add(name: str, command: _Command, help: str, *parents: Any) -> argparse.ArgumentParser:
+        page, example = helped[name]
+        told = f"example:\n  masters-ray {name} {example}\n\nmore: docs/{page}"
+        shape: Any = argparse.RawDescriptionHelpFormatter
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=told,
+            formatter_class=shape,
+            parents=[*parents, printing],
+            allow_abbrev=False,
+        )
+        added.set_defaults(command=command, parser=added)
         return added
 
     configured = argparse.ArgumentParser(add_help=False)
-    configured.add_argument("config", help="a YAML file such as conf/demo.yaml")
-    configured.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the file")
+    file: Any = configured.add_argument("config", help="a YAML file such as conf/demo.yaml")
+    told = "what differs from the file: keys, or further YAML files; later ones win"
+    more: Any = configured.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=told)
+    file.completer = more.completer = _completed
     sampled = argparse.ArgumentParser(add_help=False, parents=[configured])
     sampled.add_argument("--questions", type=int, default=200, help="size of the sample; default: %(default)s")
 
@@ -84,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     looks = "inspect: how far it is, what it holds, what was set aside; verify: read all, exit code 1 if it is damaged"
     store.add_argument("look", choices=("inspect", "verify"), help=looks)
     store.add_argument("folder", nargs="+", help="such as runs/demo/rollouts/stage-0 or s3://bucket/folder/stage-0")
+    explained = add("config", _config, "print every key with value, origin and meaning, and the plan", configured)
+    explained.add_argument("--changed", action="store_true", help="print only what differs from the defaults")
+    init = add("init", _init, "write a configuration for a pair, data and a machine; asks for what is not given")
+    init.add_argument("file", nargs="?", type=Path, default=Path("mine.yaml"), help="default: %(default)s")
+    init.add_argument("--pair", help="toy, or one of conf/pairs such as qwen3_vl_8b_2b")
+    init.add_argument("--train", metavar="PATH", help="training questions; the toy pair has its own")
+    init.add_argument("--held-out", metavar="PATH", help="questions that accuracy is measured on")
+    init.add_argument("--machine", help="one of conf/machines such as 8x80gb, or cpu; default: by the GPUs found here")
     validate = add("validate", _validate, "check all that can be checked without starting anything", configured)
     validate.add_argument("--all", action="store_true", help="look at all rows, not at the first 200 alone")
     add("doctor", _doctor, "prove pair, data and machine before a night is spent on them", checked)
@@ -117,7 +158,18 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--harness", type=Path, default=Path(".harness/bin/python"), metavar="PYTHON", help=told)
     study = add("study", _study, "run the variants of a configuration with several seeds, compare them")
     study.add_argument("file", help="a YAML file such as conf/study/alpha.yaml")
+    completion = add("completion", _completion, "print what makes a shell complete commands, options, files and keys")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return parser
+
+
+def _completed(prefix: str, **_: Any) -> list[str]:
+    """Returns YAML files here and in the package, and keys, that begin with ``prefix``."""
+    from masters_ray.config import SHIPPED, keys
+
+    shipped = [str(one.relative_to(SHIPPED)) for one in SHIPPED.glob("conf/**/*.yaml")]
+    names = [name for name in [*shipped, *(f"{key}=" for key in keys())] if name.startswith(prefix)]
+    return [*argcomplete.FilesCompleter(["yaml", "yml"])(prefix), *names]
 
 
 def _ratios(text: str) -> list[float]:
@@ -127,14 +179,53 @@ def _ratios(text: str) -> list[float]:
 def _parsed(words: list[str] | None) -> argparse.Namespace:
     """Parses the command line. Accepts ``key=value`` overrides after options too, which argparse alone refuses."""
     parser = _parser()
+    argcomplete.autocomplete(parser)
+    if not (sys.argv[1:] if words is None else words):
+        parser.print_help()
+        parser.exit(2)
     arguments, rest = parser.parse_known_args(words)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
+        arguments.parser.error(f"unrecognized arguments: {' '.join(sorted(rest, key=lambda word: word[0] != '-'))}")
+    if hasattr(arguments, "overrides"):
+        arguments.overrides = [*arguments.overrides, *rest]
+        for word in (arguments.config, *(word for word in arguments.overrides if "=" not in word)):
+            _located(word)
     if arguments.command is not _doctor and getattr(arguments, "skip", None):
         arguments.overrides.append(f"run.skip_checks=[{','.join(arguments.skip)}]")
     return arguments
+
+
+def _located(file: str) -> str:
+    """Returns the path of a file; tells which it is where the package has what is not here."""
+    from masters_ray.config import located
+
+    if (found := located(file)) != Path(file):
+        print(f"{file} is that of the package, {found}", file=sys.stderr)
+    return str(found)
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    from masters_ray import explain
+    from masters_ray.config import read
+    from masters_ray.errors import ConfigError
+
+    file, words = arguments.config, arguments.overrides
+    config, complaints = read(file, words)
+    print(explain.explained(config, file, words, changed=arguments.changed))
+    if complaints:
+        raise ConfigError(complaints)
+    print(*explain.planned(config), sep="\n")
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from masters_ray import init
+
+    written = init.write(arguments.file, arguments.pair, arguments.train, arguments.held_out, arguments.machine)
+    say(f"written {written}; its first lines say what comes next")
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    print(argcomplete.shellcode(["masters-ray"], shell=arguments.shell))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -270,14 +361,14 @@ def _benchmark(arguments: argparse.Namespace) -> None:
 
     harness = Harness(arguments.harness, arguments.include_path, arguments.judge_url.rstrip("/"), arguments.judge_model)
     tasks = list(filter(None, arguments.tasks.split(",")))
-    made = benchmark.measure(arguments.config, arguments.overrides, arguments.benchmarks, tasks, harness)
+    made = benchmark.measure(arguments.config, arguments.overrides, _located(arguments.benchmarks), tasks, harness)
     conclude(f"written {made}")
 
 
 def _study(arguments: argparse.Namespace) -> None:
     from masters_ray.studies import study
 
-    conclude(f"page {study.run(study.read(arguments.file))}")
+    conclude(f"page {study.run(study.read(_located(arguments.file)))}")
 
 
 if __name__ == "__main__":

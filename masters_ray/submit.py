@@ -1,49 +1,42 @@
 """Submits a run to a cluster as a Ray job and follows its log."""
 
 import asyncio
-import json
 import os
 import re
 import shlex
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from masters_ray import config as configuration
 from masters_ray import stopping
-from masters_ray.config import DataSource, keys_of
 from masters_ray.errors import SubmitError
+from masters_ray.files import write_text
 from masters_ray.progress import say
 
-_REQUIRED = ("masters_ray", "conf", "jobs")
-_UPLOADED = (*_REQUIRED, "examples")
-"""Directories below the current one that are uploaded with the job."""
+_WRITTEN, _READ = ("dir", "store", "reuse"), ("path", "images", "checkpoint")
+"""Last parts of keys with a path: of what a run writes or takes over, and of what must be there."""
 
 
 def submit(config_file: str, overrides: list[str], address: str | None, *, follow: bool = True) -> int:
-    """Submits ``jobs/distil.py`` with this configuration. Returns the job's exit code, or 0 when it is not followed.
+    """Submits a run of this configuration. Returns the job's exit code, or 0 when it is not followed.
 
-    ``_UPLOADED`` travels with the job; run.dir, data and other checkpoints are paths that every node must see. Raises
-    ConfigError for a bad configuration, SubmitError when the job cannot be submitted."""
-    root = Path.cwd()
-    inside = (root / config_file).resolve().is_relative_to(root)
-    if not inside or not all((root / name).is_dir() for name in _REQUIRED):
-        raise SubmitError(
-            f"{config_file}: submit from the project's directory, which travels with the job: expected "
-            f"{', '.join(_REQUIRED)} in {root}, and the configuration below it"
-        )
-    config = configuration.load(config_file, overrides)
-    words = [os.path.relpath(root / config_file, root), *overrides, *_absolute_paths(config, root)]
-    entrypoint = shlex.join(["python", "jobs/distil.py", *words])
-    client = _client(address)
-    job = _handed_over(
-        client,
-        entrypoint=entrypoint,
-        runtime_env={"working_dir": str(root), "excludes": _excludes(root), "env_vars": {"PYTHONUNBUFFERED": "1"}},
-        metadata={"name": Path(config_file).stem},
-    )
+    This package and the merged configuration travel with the job; the cluster's nodes have the packages that it needs.
+    run.dir, data and checkpoints are paths that every node must see. Raises ConfigError for a bad configuration,
+    SubmitError when the job cannot be submitted."""
+    merged = _absolute(asdict(configuration.load(config_file, overrides)), Path.cwd())
+    file = Path(config_file).name
+    entrypoint = shlex.join(["python", "-m", "masters_ray.cli", "run", file])
+    with tempfile.TemporaryDirectory() as folder:
+        write_text(Path(folder) / file, yaml.safe_dump(merged, sort_keys=False))
+        client = _client(address)
+        travels: dict[str, Any] = {"working_dir": folder, "py_modules": [str(Path(__file__).parent)]}
+        travels |= {"excludes": ["shipped/", "__pycache__/"], "env_vars": {"PYTHONUNBUFFERED": "1"}}
+        job = _handed_over(client, entrypoint=entrypoint, runtime_env=travels, metadata={"name": Path(file).stem})
     say(f"job {job} submitted: {entrypoint}")
     return _follow(client, job, address) if follow else 0
 
@@ -102,46 +95,19 @@ def _follow(client: Any, job: str, address: str | None) -> int:
     return info.driver_exit_code or 1
 
 
-def _absolute_paths(config: configuration.Config, root: Path) -> list[str]:
-    """Returns overrides that make relative paths absolute; those inside uploaded directories stay relative."""
-    rollout, data = config.rollout, config.data
-    inputs = dict(_of_data("train", data.train)) | dict(_of_data("held_out", data.held_out))
-    inputs |= {"teacher.checkpoint": config.teacher.checkpoint, "student.checkpoint": config.student.checkpoint}
-    paths = {"run.dir": config.run.dir, "rollout.store": rollout.store}
-    paths |= {key: path for key, path in inputs.items() if path and _stays_behind(path)}
-    words = {key: _place(path, root) for key, path in paths.items() if path}
-    if rollout.reuse:
-        words["rollout.reuse"] = json.dumps([_place(one, root) for one in rollout.reuse])
-    growth = [asdict(one) for one in config.growth]
-    for teacher in (one["teacher"] for one in growth if _stays_behind(one["teacher"]["checkpoint"])):
-        teacher["checkpoint"] = _place(teacher["checkpoint"], root)
-    if growth:
-        words["growth"] = json.dumps(configuration.as_written(growth))
-    return [f"{key}={word}" for key, word in words.items()]
+def _absolute(value: Any, root: Path, key: str = "") -> Any:
+    """Returns plain values with absolute paths: of what the run writes, and of what is here. Other paths are the
+    cluster's. Keeps interpolations such as ${oc.env:…} unresolved: everybody who reaches the cluster can read a job."""
+    if isinstance(value, dict):
+        return {name: _absolute(one, root, name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_absolute(one, root, key) for one in value]
+    written = configuration.as_written(value)
+    if not value or not (key in _WRITTEN or (key in _READ and _is_here(value))):
+        return written
+    return written if "://" in value or Path(value).is_absolute() else f"{root}/{written}"
 
 
-def _of_data(name: str, sources: Sequence[DataSource]) -> Iterator[tuple[str, str]]:
-    """Yields (key, path) of the files and picture folders of sources."""
-    for key, source in zip(keys_of(f"data.{name}", sources), sources, strict=True):
-        yield f"{key}.path", source.path
-        if source.images:
-            yield f"{key}.images", source.images
-
-
-def _stays_behind(path: str) -> bool:
-    """Whether a path, or the folder of a pattern of names, exists here and is not uploaded with the job."""
-    place = Path(re.split(r"[^/]*[*?\[]", path)[0] or ".")
-    return place.exists() and place.parts[:1] not in [(one,) for one in _UPLOADED]
-
-
-def _place(where: str, root: Path) -> str:
-    """Returns a path made absolute, or an address. Keeps interpolations such as ${oc.env:…} unresolved: everybody who
-    reaches the cluster can read a job's entry point."""
-    written = str(configuration.as_written(where))
-    return written if "://" in where or Path(where).is_absolute() else f"{root}/{written}"
-
-
-def _excludes(root: Path) -> list[str]:
-    """Returns .gitignore patterns of the top-level entries that the job does not need."""
-    kept = {*_UPLOADED, "pyproject.toml", "setup.cfg"}
-    return [f"/{entry.name}" for entry in root.iterdir() if entry.name not in kept]
+def _is_here(path: str) -> bool:
+    """Whether a path, or the folder of a pattern of names, exists."""
+    return Path(re.split(r"[^/]*[*?\[]", path)[0] or ".").exists()

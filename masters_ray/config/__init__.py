@@ -5,5 +5,5 @@ bounds and ``KeyScope`` (types in fields.py). OmegaConf merges and resolves inte
 
 from masters_ray.config.data_schema import *
 from masters_ray.config.fields import KeyScope, Written, as_written
-from masters_ray.config.load import load, plain, read, scopes, to_yaml, violations
+from masters_ray.config.load import SHIPPED, keys, load, located, plain, read, scopes, to_yaml, violations
 from masters_ray.config.schema import *

@@ -21,6 +21,8 @@ from masters_ray.config.schema import Config
 from masters_ray.errors import Complaint, ConfigError
 
 _SCHEMA = TypeAdapter(Config)
+SHIPPED = Path(__file__).parents[1] / "shipped"
+"""What travels in the wheel: the folder conf, the toy pair and its questions."""
 
 
 class _Key(NamedTuple):
@@ -62,18 +64,23 @@ def _keys(section: Any, prefix: str) -> Iterator[tuple[str, _Key]]:
             yield from _keys(kind, f"{key}.")
 
 
-def _in_schema(key: str) -> str:
+def in_schema(key: str) -> str:
     """Example: growth[1].schedule gives growth[].schedule, as in ``_known_keys``."""
     return re.sub(r"\[\d+\]", "[]", key)
 
 
-def _key_of(key: str) -> _Key:
-    return _known_keys().get(_in_schema(key), _Key())
+def key_of(key: str) -> _Key:
+    return _known_keys().get(in_schema(key), _Key())
+
+
+def keys() -> list[str]:
+    """Returns every key that takes a value, in the schema's order."""
+    return [key for key, known in _known_keys().items() if "[" not in key and not dataclasses.is_dataclass(known.kind)]
 
 
 def _fallback(key: str) -> Any:
     """Returns the value that replaces an invalid one: the default, with "" for each key without."""
-    default = _key_of(key).default
+    default = key_of(key).default
     if isinstance(default, dict):
         return {name: "" if value == MISSING else value for name, value in default.items()}
     return "" if default == MISSING else default
@@ -81,8 +88,8 @@ def _fallback(key: str) -> Any:
 
 def scopes(key: str) -> frozenset[KeyScope]:
     """Returns the scopes of a key and of the sections that contain it."""
-    prefixes = itertools.accumulate(_in_schema(key).split("."), "{}.{}".format)
-    return frozenset[KeyScope]().union(*(_key_of(one).scopes for one in prefixes))
+    prefixes = itertools.accumulate(in_schema(key).split("."), "{}.{}".format)
+    return frozenset[KeyScope]().union(*(key_of(one).scopes for one in prefixes))
 
 
 class _Texts(yaml.SafeLoader):
@@ -115,11 +122,11 @@ def read(file: str | Path, overrides: list[str] | None = None) -> tuple[Config, 
     complaints: list[Complaint] = []
     tree = OmegaConf.create(dataclasses.asdict(Config()))
     for key in (key for key, known in _known_keys().items() if known.one_or_more and "[" not in key):
-        OmegaConf.update(tree, key, _key_of(key).default, merge=False)
+        OmegaConf.update(tree, key, key_of(key).default, merge=False)
     for key, value in [*_of_file(Path(file), complaints), *_of_words(overrides or [], complaints)]:
-        if _in_schema(key) not in _known_keys():
+        if in_schema(key) not in _known_keys():
             complaints.append(_unknown(key))
-        elif dataclasses.is_dataclass(_key_of(key).kind):
+        elif dataclasses.is_dataclass(key_of(key).kind):
             complaints.append(_wrong(key, value, "a mapping"))
         else:
             try:
@@ -142,23 +149,38 @@ def to_yaml(config: Config) -> str:
 def plain(config: Config) -> dict[str, Any]:
     """Returns a configuration as nested plain values, as a file has them: interpolations unresolved, an only element in
     place of its list where it may stand so."""
-    found: dict[str, Any] = _shortened(as_written(dataclasses.asdict(config)), "")
+    found: dict[str, Any] = shortened(as_written(dataclasses.asdict(config)), "")
     return found
 
 
-def _shortened(value: Any, key: str) -> Any:
+def shortened(value: Any, key: str) -> Any:
     if isinstance(value, dict):
-        return {name: _shortened(one, f"{key}.{name}".lstrip(".")) for name, one in value.items()}
+        return {name: shortened(one, f"{key}.{name}".lstrip(".")) for name, one in value.items()}
     if not isinstance(value, list):
         return value
-    if len(value) == 1 and _key_of(key).one_or_more:
-        return _shortened(value[0], key)
-    return [_shortened(one, f"{key}[{number}]") for number, one in enumerate(value)]
+    if len(value) == 1 and key_of(key).one_or_more:
+        return shortened(value[0], key)
+    return [shortened(one, f"{key}[{number}]") for number, one in enumerate(value)]
+
+
+def located(file: str | Path) -> Path:
+    """Returns the path of a file; that in the package of what is not here, such as conf/machines/8x80gb.yaml."""
+    inside = SHIPPED / file
+    return inside if not Path(file).exists() and inside.is_file() else Path(file)
+
+
+def given(file: str, words: list[str]) -> Iterator[tuple[str, str]]:
+    """Yields (key, file or "command line" that sets it, and the interpolation if it is one); later ones win."""
+    found = [(key, value, file) for key, value in _of_file(Path(file), [])]
+    for word in words:
+        where = "command line" if "=" in word else word
+        found += [(key, value, where) for key, value in _of_words([word], [])]
+    yield from ((key, f"{where}, {value}" if "${" in str(value) else where) for key, value, where in found)
 
 
 def _of_file(file: Path, complaints: list[Complaint]) -> Iterator[tuple[str, Any]]:
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Texts)
+        content = yaml.load(located(file).read_text(encoding="utf-8"), _Texts)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         said = str(error.strerror) if isinstance(error, OSError) else " ".join(str(error).split())
         remedy = "Mend the file, or name one such as conf/demo.yaml."
@@ -179,7 +201,7 @@ def _of_words(words: list[str], complaints: list[Complaint]) -> Iterator[tuple[s
             remedy = "Write for instance learner.workers=2, or name a YAML file."
             complaints.append(Complaint(word, "key=value", "no '='", remedy))
             continue
-        kind = _key_of(key).kind
+        kind = key_of(key).kind
         # A text key's value stays as typed unless it is quoted or null.
         typed = (kind in (str, str | None) or get_origin(kind) is Literal) and text not in ("", "null", "~")
         try:
@@ -258,14 +280,14 @@ def _complaint(error: Any) -> Complaint:
 
 
 def _unknown(key: str) -> Complaint:
-    near = difflib.get_close_matches(_in_schema(key), _known_keys(), n=1)
+    near = difflib.get_close_matches(in_schema(key), _known_keys(), n=1)
     remedy = f"Did you mean {near[0]}?" if near else "See masters_ray/config/schema.py and data_schema.py for the keys."
     return Complaint(key, "a known key", "an unknown one", remedy)
 
 
 def _wrong(key: str, found: object, expected: str, remedy: str = "") -> Complaint:
     """remedy: default: the key's default, or to set the key."""
-    known = _key_of(key)
+    known = key_of(key)
     if dataclasses.is_dataclass(known.kind) or isinstance(known.default, dict):
         expected = "a mapping, or a list of them" if known.one_or_more else "a mapping"
         remedy = "Set keys below it."

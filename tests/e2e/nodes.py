@@ -15,25 +15,25 @@ from pathlib import Path
 from tests.e2e.runs import environment
 
 PORT, DASHBOARD = 26379, 28265
-RAY = str(Path(sys.executable).with_name("ray"))
 ADDRESS = ["--address", f"http://127.0.0.1:{DASHBOARD}"]
 
 
 @contextmanager
-def two_nodes() -> Iterator[dict[str, str]]:
-    """The environment that reaches the cluster."""
+def two_nodes(python: str = sys.executable) -> Iterator[dict[str, str]]:
+    """The environment that reaches the cluster. python: that of the nodes."""
+    ray = [python, "-m", "ray.scripts.scripts"]
     temporary = tempfile.mkdtemp(prefix="mr", dir="/tmp")  # a socket's path must be short
-    # What the cluster runs as "python" is this environment's.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # What the cluster runs as "python" is this one.
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
     reach = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "PATH": path, "RAY_AUTH_MODE": "token"}
     reach["HOME"] = temporary  # where the token lies
     of_ray = environment(**reach)
-    subprocess.run([RAY, "get-auth-token", "--generate"], env=of_ray, check=True, capture_output=True)
+    subprocess.run([*ray, "get-auth-token", "--generate"], env=of_ray, check=True, capture_output=True)
     head = f"--head --num-cpus=1 --port={PORT} --dashboard-host=127.0.0.1 --dashboard-port={DASHBOARD}"
     nodes: list[subprocess.Popen[str]] = []
     try:
         for name, options in (("head", head), ("other", f"--address=127.0.0.1:{PORT} --num-cpus=3")):
-            start = [RAY, "start", *options.split(), "--object-store-memory=200000000", "--disable-usage-stats"]
+            start = [*ray, "start", *options.split(), "--object-store-memory=200000000", "--disable-usage-stats"]
             # Nodes of one machine must not unpack a job's files over each other, nor want one port for their agents.
             start += [f"--temp-dir={temporary}/{name}", "--dashboard-agent-listen-port=0", "--block"]
             nodes.append(subprocess.Popen(start, env=of_ray, stdout=subprocess.PIPE, text=True, start_new_session=True))

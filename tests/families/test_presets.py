@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import huggingface_hub.constants
 import pytest
 
-from masters_ray import checks, plan
+from masters_ray import checks, config, init, plan
 from masters_ray.plan.sources import Asked
 from tests import facts
 from tests.families.test_run import questions
@@ -50,18 +50,25 @@ def hub(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[..., Path
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_pair_is_valid_and_fits(pair: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the smallest machine of its kind it is validated, on all it is planned."""
+    """As masters-ray init writes it with data and each machine that its file names: planned on all, and validated, on
+    the smallest in full."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**13))
     file, name = questions(tmp_path, 16), f"conf/pairs/{pair}.yaml"
     data = [f"data.train.path={file}", f"data.held_out.path={file}"]
     more = [*data, *(f"{model}.engine.max_pictures=2" for model in ("teacher", "student"))]
+    assert init.PAIRS[pair] == machines(pair)
     for number, machine in enumerate(machines(pair)):
         words = [f"conf/machines/{machine}.yaml", f"run.dir={tmp_path / machine}", *more]
+        written = init.write(tmp_path / f"{machine}.yaml", pair, str(file), str(file), machine)
+        made = config.load(written)
+        assert made == config.load(name, [words[0], f"run.dir=runs/{machine}", *data])
+        own = [words[1], *more, *(f"growth[{n}].teacher.engine.max_pictures=2" for n in range(len(made.growth)))]
         if number == 0:
-            assert "downloaded" not in checks.validate(name, words, all_rows=False)
-        made = plan.make(name, words, Asked(questions=100_000, prompt_tokens=1200, answer_tokens=400))
-        assert made.forecast.unit == "GPU" and made.forecast.devices == int(machine.split("x")[0])
-        assert made.learner is not None and made.learner.device < 0.9 * made.source.room
-        held = {key: one.sequences(2048) for key, one in made.engines.items()}
+            assert "downloaded" not in checks.validate(written, own, all_rows=False)
+        checks.load(written, own)
+        planned = plan.make(name, words, Asked(questions=100_000, prompt_tokens=1200, answer_tokens=400))
+        assert planned.forecast.unit == "GPU" and planned.forecast.devices == int(machine.split("x")[0])
+        assert planned.learner is not None and planned.learner.device < 0.9 * planned.source.room
+        held = {key: one.sequences(2048) for key, one in planned.engines.items()}
         assert min(held.values()) >= 4, held

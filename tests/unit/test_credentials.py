@@ -83,9 +83,9 @@ def test_the_environments_values_are_used_and_never_shown(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hidden-place").mkdir()
     (tmp_path / "hidden-place" / "a.jsonl").write_text("")
-    submitted = submit._absolute_paths(config, tmp_path)
-    assert f"data.train.path={tmp_path}/${{oc.env:PLACE}}/a.jsonl" in submitted
-    assert "hidden-place" not in " ".join(submitted)
+    submitted = submit._absolute(dataclasses.asdict(config), tmp_path)
+    assert submitted["data"]["train"][0]["path"] == f"{tmp_path}/${{oc.env:PLACE}}/a.jsonl"
+    assert "hidden-place" not in str(submitted)
     config.run.dir = Written(str(tmp_path / "hidden-place"), "${oc.env:PLACE}")
     audited = audit_config(config, 5, 0.0)
     assert audited.run.dir == f"{tmp_path}/hidden-place/judge-audit-5"

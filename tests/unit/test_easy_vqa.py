@@ -2,6 +2,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -50,6 +51,18 @@ def test_unknown_names_and_a_missing_package_are_named(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     with pytest.raises(DataError, match="pip install easy-vqa"):
         easy_vqa.problems("test")
+
+
+def test_the_shipped_questions_are_those_of_the_package() -> None:
+    """In the same order, from which a run's seeded order comes, with the same pictures."""
+    shipped = Path(easy_vqa.__file__).parent / "toy" / "questions"
+    for split, name in zip(easy_vqa.SPLITS, ("train", "held_out"), strict=True):
+        rows = pq.read_table(shipped / f"{name}.parquet").to_pylist()
+        keys = ("id", "question", "answer", "kind", "image")
+        assert [tuple(row[key] for key in keys) for row in rows] == [
+            (one.id, one.question, one.label, one.kind, Path(one.pictures[0].path or "").read_bytes())
+            for one in easy_vqa.problems(split)
+        ]
 
 
 def test_the_questions_are_written_as_ordinary_data_and_read_back_the_same(tmp_path: Path) -> None:

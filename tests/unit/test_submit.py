@@ -1,12 +1,14 @@
-import json
+import dataclasses
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import yaml
 
-from masters_ray import checks, cli, submit
+from masters_ray import checks, submit
 from masters_ray.checks.places import COPY
 from masters_ray.cli import main
 from masters_ray.cluster import connected
@@ -18,8 +20,8 @@ DEMO = "conf/demo.yaml"
 
 
 def test_paths_mean_the_same_on_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy pair travels with the job, a model id is no path, an absolute path stays."""
-    for name in ("data/rows", "models/large", "examples/toy/pair/teacher"):
+    """A model id is no path, an absolute path stays."""
+    for name in ("data/rows", "models/large", "models/teacher"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     config = Config()
@@ -30,28 +32,58 @@ def test_paths_mean_the_same_on_the_cluster(tmp_path: Path, monkeypatch: pytest.
     )
     config.data.held_out.append(DataSource(path="data/rows/*.parquet", images="models"))
     config.data.held_out.append(DataSource(path="org/name", split="train"))
-    config.teacher.checkpoint, config.student.checkpoint = "examples/toy/pair/teacher", "org/name"
+    config.teacher.checkpoint, config.student.checkpoint = "models/teacher", "org/name"
     config.rollout.store, config.rollout.reuse = "s3://bucket/run", ["runs/old", "s3://bucket/old"]
     config.growth = [Growth(teacher=Teacher(checkpoint=name)) for name in ("models/large", "org/name")]
-    words = dict(word.split("=", 1) for word in submit._absolute_paths(config, tmp_path))
-    growth = [one["teacher"]["checkpoint"] for one in json.loads(words.pop("growth"))]
-    assert growth == [f"{tmp_path}/models/large", "org/name"]
-    assert json.loads(words.pop("rollout.reuse")) == [f"{tmp_path}/runs/old", "s3://bucket/old"]
-    here = {"run.dir": f"{tmp_path}/runs/x", "data.train.path": f"{tmp_path}/data/rows"}
-    here |= {
-        "data.held_out[1].path": f"{tmp_path}/data/rows/*.parquet",
-        "data.held_out[1].images": f"{tmp_path}/models",
-    }
-    assert words == here | {"rollout.store": "s3://bucket/run"}
+    merged = submit._absolute(dataclasses.asdict(config), tmp_path)
+    assert [one["teacher"]["checkpoint"] for one in merged["growth"]] == [f"{tmp_path}/models/large", "org/name"]
+    assert merged["rollout"]["reuse"] == [f"{tmp_path}/runs/old", "s3://bucket/old"]
+    assert merged["rollout"]["store"] == "s3://bucket/run"
+    assert merged["run"] | {"skip_checks": 0} == {"dir": f"{tmp_path}/runs/x", "seed": 0, "skip_checks": 0}
+    assert [merged[model]["checkpoint"] for model in ("teacher", "student")] == [
+        f"{tmp_path}/models/teacher",
+        "org/name",
+    ]
+    assert [one["path"] for one in merged["data"]["train"]] == [f"{tmp_path}/data/rows"]
+    assert [(one["path"], one["images"]) for one in merged["data"]["held_out"]] == [
+        ("/shared/rows.jsonl", None),
+        (f"{tmp_path}/data/rows/*.parquet", f"{tmp_path}/models"),
+        ("org/name", None),
+    ]
 
 
-def test_only_what_the_job_needs_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("masters_ray", "conf", "jobs", ".venv", "runs", ".git"):
-        (tmp_path / name).mkdir()
-    assert sorted(submit._excludes(tmp_path)) == ["/.git", "/.venv", "/runs"]
+def test_the_package_and_one_file_of_the_merged_configuration_travel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From any directory: interpolations stay as they are written, further files and words are merged here."""
+    travelled: dict[str, Any] = {}
+
+    def submit_job(entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> str:
+        working_dir = Path(runtime_env["working_dir"])
+        travelled.update({file.name: file.read_text() for file in working_dir.iterdir()}, entrypoint=entrypoint)
+        travelled.update(modules=runtime_env["py_modules"], excludes=runtime_env["excludes"], name=metadata["name"])
+        return "job-1"
+
+    monkeypatch.setattr(submit, "_client", lambda _: Mock(submit_job=submit_job))
+    monkeypatch.setenv("PLACE", "/hidden-place")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SubmitError, match="submit from the project's directory"):
-        submit.submit(str(ROOT / DEMO), [], None)
+    (tmp_path / "more.yaml").write_text("learner: {workers: 2}\n")
+    words = ["more.yaml", "run.dir=x", "rollout.store=${oc.env:PLACE}/rows"]
+    assert submit.submit(str(ROOT / DEMO), words, None, follow=False) == 0
+    merged = yaml.safe_load(travelled.pop("demo.yaml"))
+    assert merged["run"]["dir"] == f"{tmp_path}/x"
+    assert merged["rollout"]["store"] == "${oc.env:PLACE}/rows"
+    assert merged["learner"]["workers"] == 2
+    assert travelled == {
+        "entrypoint": "python -m masters_ray.cli run demo.yaml",
+        "modules": [str(ROOT / "masters_ray")],
+        "excludes": ["shipped/", "__pycache__/"],
+        "name": "demo",
+    }
+    assert capsys.readouterr().out == "job job-1 submitted: python -m masters_ray.cli run demo.yaml\n"
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
     with pytest.raises(SubmitError, match="127.0.0.1:1: no cluster answers there"):
         submit._client("http://127.0.0.1:1")
 
@@ -70,20 +102,6 @@ def test_the_program_says_what_is_wrong_without_a_traceback(capsys: pytest.Captu
     for word in (f"student.checkpoint={long}", f"rollout.reuse=[{long}]"):
         said = told("validate", DEMO, word)
         assert long in said and "File name too long" in said
-
-
-def test_words_may_stand_behind_options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[list[str]] = []
-    monkeypatch.setattr(cli, "_mask_scan", lambda arguments: taken.append(arguments.overrides))
-    assert main(["mask-scan", DEMO, "--ratios", "0.2,0", "run.dir=x"]) == 0
-    assert main(["mask-scan", DEMO, "a=1", "--ratios", "0.2,0", "b=2", "--questions", "7", "c=3"]) == 0
-    assert taken == [["run.dir=x"], ["a=1", "b=2", "c=3"]]
-    for words in ("mask-scan x --ratio 0.2,0", "validate x --al", "mask-scan x --none", "store verify x --none", ""):
-        with pytest.raises(SystemExit, match="2"):
-            main(words.split())
-    with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
-    assert "masters-ray 0." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
