@@ -66,7 +66,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    printing = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    printing: Any = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     shown = "print the lines of Ray, vLLM and the learner's libraries too"
     printing.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help=shown)
     told = "text: lines, also in a terminal; json: a JSON object per line"
