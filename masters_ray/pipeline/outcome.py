@@ -98,8 +98,10 @@ def write(run: RunContext) -> None:
     write_json(directory.file(SUMMARY), summary)
     for name, found in measured.items():
         run.journal.plot(f"accuracy/{name}", found.value, len(steps))
+    on_the_way = course.measured(directory)  # they were plotted then
     for one in points:
-        run.journal.plot("accuracy/student", one.accuracy.value, one.step)
+        if one.step not in on_the_way:
+            run.journal.plot("accuracy/student", one.accuracy.value, one.step)
 
 
 def _split(loaded: data.Problems) -> facts.SplitFacts:

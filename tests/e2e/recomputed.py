@@ -44,10 +44,15 @@ def figures(text: str) -> set[str]:
 def curve(html: str, field: str) -> list[float]:
     """The values at which the markers of a metric's curve stand, by the labels of its axis."""
     chart = html[html.index(f'id="{field}-figure_1"') :].partition("</svg>")[0]
-    tick = r'ytick_\d+">.*?<use [^>]*y="([-.\d]+)".*?<text[^>]*>([^<]+)</text>'
-    (y, value), *_, (other_y, other) = [(float(y), float(label)) for y, label in re.findall(tick, chart, re.DOTALL)]
+    ticks = []
+    for part in chart.split("ytick_")[1:]:
+        at, label = re.search(r'<use [^>]*y="([-.\d]+)"', part), re.search(r"<text[^>]*>([-.\d]+)</text>", part)
+        if at and label:  # not the small ticks of a logarithmic axis
+            ticks.append((float(at[1]), float(label[1])))
+    scale, back = (math.log10, lambda value: 10.0**value) if "(log)" in chart else (float, float)
+    (y, value), *_, (other_y, other) = [(at, scale(label)) for at, label in ticks]
     marks = re.findall(r'<use [^>]*y="([-.\d]+)" style="fill: var\(--after\)', chart)
-    return [value + (float(mark) - y) * (other - value) / (other_y - y) for mark in marks]
+    return [back(value + (float(mark) - y) * (other - value) / (other_y - y)) for mark in marks]
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
