@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from masters_ray.files import Measured
 from masters_ray.records import Finish, Refused, Rejected
 
-_Z = 1.959964
-"""Two-sided 95 % of the normal distribution."""
+_Z = 1.959964  # two-sided 95 % of the normal distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +18,7 @@ class Interval:
     value: Measured
     low: Measured
     high: Measured
-    n: int
-    """Number of independent observations: questions or seeds."""
+    n: int  # number of independent observations: questions or seeds
 
     @property
     def settled(self) -> bool:
@@ -39,10 +37,8 @@ class Accuracy(Interval):
 class Change(Interval):
     """Accuracy after minus before on the same questions, the unweighted mean over kinds; fractions."""
 
-    improved: int
-    """Questions that were wrong before and are right after."""
-    regressed: int
-    """Questions that were right before and are wrong after."""
+    improved: int  # questions that were wrong before and are right after
+    regressed: int  # questions that were right before and are wrong after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +49,10 @@ class Marked:
     kind: str
     label: str
     answer: str
-    finish: Finish | None
-    """None, with the answer "", for a refused question."""
+    finish: Finish | None  # none, with the answer "", for a refused question
     correct: bool
-    dataset: str = ""
-    """Name of the data source."""
-    refused: Refused | None = None
-    """Why the model was not asked; the question then counts in no accuracy."""
+    dataset: str = ""  # name of the data source
+    refused: Refused | None = None  # why the model was not asked; the question then counts in no accuracy
     by_rule: bool | None = None
     """The rule's mark where a judge decided ``correct``; None where the rule did, or the question was refused."""
 

@@ -11,8 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-IMAGE = "<image {}>"
-"""Stands in a question's texts where the picture of this number, from 1, is shown."""
+IMAGE = "<image {}>"  # stands in a question's texts where the picture of this number, from 1, is shown
 Source = Literal["teacher", "student"]
 Finish = Literal["stop", "length"]
 """Why generation ended. stop: an end-of-turn token; length: the answer was cut at its token limit."""
@@ -24,32 +23,25 @@ class Picture:
 
     path: str | None = None
     data: bytes | None = None
-    digest: str | None = None
-    """SHA-256 of the encoded bytes when the data was read, hexadecimal; None: not read yet."""
+    digest: str | None = None  # SHA-256 of the encoded bytes when the data was read, hexadecimal; None: not read yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One question about pictures, with its label."""
 
-    id: str
-    """Unique within a source, for example "test/17"."""
+    id: str  # unique within a source, for example "test/17"
     question: str
     label: str
     pictures: tuple[Picture, ...]
     """In the order in which IMAGE stands for them in question and choices; without any IMAGE, before the question."""
-    choices: tuple[str, ...] = ()
-    """Shown to the model below the question."""
-    kind: str = "all"
-    """Category of the question; accuracy is reported per kind."""
+    choices: tuple[str, ...] = ()  # shown to the model below the question
+    kind: str = "all"  # category of the question; accuracy is reported per kind
     references: tuple[str, ...] = ()
     """All answers that count as right, if there are several; ``label`` is the most frequent."""
-    suffix: str = ""
-    """Shown to the model, not to judges, below question and choices."""
-    rule: str = ""
-    """Marks the answers in place of a judge; "judge": a judge does; "": as the configuration says."""
-    dataset: str = ""
-    """Name of the data source."""
+    suffix: str = ""  # shown to the model, not to judges, below question and choices
+    rule: str = ""  # marks the answers in place of a judge; "judge": a judge does; "": as the configuration says
+    dataset: str = ""  # name of the data source
 
     @property
     def digest(self) -> str:
@@ -70,8 +62,7 @@ refuses the prompt; judge: too few judged answers; replica: replicas die on it; 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    row: str
-    """File and row number, or the question's id."""
+    row: str  # file and row number, or the question's id
     reason: str
     kind: RejectedBy = "row"
 
@@ -82,8 +73,7 @@ class Answer:
 
     source: Source
     text: str
-    token_ids: tuple[int, ...]
-    """At least one token; ends with the end-of-turn token unless the answer was cut."""
+    token_ids: tuple[int, ...]  # at least one token; ends with the end-of-turn token unless the answer was cut
     finish: Finish
 
 
@@ -99,12 +89,9 @@ class Reply:
 @dataclass(frozen=True, kw_only=True)
 class JudgedAnswer:
     answer: Answer
-    accuracy: int | None
-    """R_acc, 0 or 1; None: unjudged, as neither judge call was readable."""
-    verdict: str
-    """The judge's reply to its first call."""
-    reasoning: int | None = None
-    """R_rea, 0 or 1; None: the judge was not asked, or neither of its calls was readable."""
+    accuracy: int | None  # R_acc, 0 or 1; None: unjudged, as neither judge call was readable
+    verdict: str  # the judge's reply to its first call
+    reasoning: int | None = None  # R_rea, 0 or 1; None: the judge was not asked, or neither of its calls was readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +115,9 @@ class JudgedText:
 class TokenScores:
     """A teacher's truncated next-token distributions at the tokens of one answer."""
 
-    top_ids: np.ndarray
-    """int32 [tokens, k], most likely first."""
-    top_logprobs: np.ndarray
-    """float32 [tokens, k], log-probs at temperature 1, normalised over the whole vocabulary."""
-    left_out: np.ndarray
-    """float32 [tokens], tail mass: the probability of all tokens outside the top k."""
+    top_ids: np.ndarray  # int32 [tokens, k], most likely first
+    top_logprobs: np.ndarray  # float32 [tokens, k], log-probs at temperature 1, normalised over the whole vocabulary
+    left_out: np.ndarray  # float32 [tokens], tail mass: the probability of all tokens outside the top k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +126,7 @@ class Scored:
 
     prompt_tokens: int
     top: TokenScores
-    own: np.ndarray
-    """float32 [tokens], log-probs of the answer's tokens at temperature 1."""
+    own: np.ndarray  # float32 [tokens], log-probs of the answer's tokens at temperature 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +151,11 @@ class ScoredAnswer:
 class Row:
     """A question of the store without its answers."""
 
-    position: int
-    """Place of the question in the run's order."""
+    position: int  # place of the question in the run's order
     stage: int
     mask_ratio: float
     problem: Problem
-    prompt_tokens: int
-    """Tokens of the question with its pictures, as the student's engine read it."""
+    prompt_tokens: int  # tokens of the question with its pictures, as the student's engine read it
     teacher_digest: str
     student_digest: str
     version: int | None = None
@@ -193,57 +174,41 @@ class RolloutGroup(Row):
 class StepMetrics:
     """Metrics of one optimizer step: means over its groups in its first update unless the field says otherwise."""
 
-    step: int
-    """Counts from 1."""
+    step: int  # counts from 1
     stage: int
     mask_ratio: float
     loss: float
     policy_loss: float
-    kl: float
-    """k3 estimate of the KL divergence to the reference policy, nats."""
-    jsd: float
-    """Jensen-Shannon divergence between teacher and current student, nats."""
+    kl: float  # k3 estimate of the KL divergence to the reference policy, nats
+    jsd: float  # Jensen-Shannon divergence between teacher and current student, nats
     accuracy_reward: float
     distillation_reward: float
-    advantage_std: float
-    """Population standard deviation of the advantages."""
-    zero_std_groups: float
-    """Fraction of groups whose answers all have the same reward."""
-    clip_fraction: float
-    """Fraction of tokens whose probability ratio was clipped in the step's last update."""
-    grad_norm: float
-    """Before clipping."""
+    advantage_std: float  # population standard deviation of the advantages
+    zero_std_groups: float  # fraction of groups whose answers all have the same reward
+    clip_fraction: float  # fraction of tokens whose probability ratio was clipped in the step's last update
+    grad_norm: float  # before clipping
     learning_rate: float
     groups: int
     answer_tokens: int
-    tokens: int
-    """Tokens of all packed sequences; each prompt counts once per group."""
-    tokens_per_second: float
-    """``tokens`` times learner.updates_per_step, over all workers."""
+    tokens: int  # tokens of all packed sequences; each prompt counts once per group
+    tokens_per_second: float  # ``tokens`` times learner.updates_per_step, over all workers
     padding_fraction: float
     """Fraction of the workers' capacity that went to padding, or to waiting for a longer micro-batch."""
-    seconds: float
-    """Wall time of the step without ``rollout_wait_s``."""
-    rollout_wait_s: float
-    """Seconds that the learner waited for the step's online rollouts."""
-    fresh: int
-    """Groups from online rollouts; 0 in an offline iteration."""
-    age: float
-    """Mean of ``OnlineStep.ages``."""
+    seconds: float  # wall time of the step without ``rollout_wait_s``
+    rollout_wait_s: float  # seconds that the learner waited for the step's online rollouts
+    fresh: int  # groups from online rollouts; 0 in an offline iteration
+    age: float  # mean of ``OnlineStep.ages``
     logprob_mismatch: float
     """Mean absolute difference of the learner's and the writer's log-probs on the fresh groups, nats per token."""
     mfu: float
     """Necessary operations (``learner.work``) per second and worker, as a fraction of the rate that the device reaches
     on one large matrix product."""
-    memory_gib: float
-    """Peak memory of any worker so far: PyTorch's on a GPU, the process's on a CPU."""
+    memory_gib: float  # peak memory of any worker so far: PyTorch's on a GPU, the process's on a CPU
     jsd_error_bound: float = math.nan
     """Upper bound, nats, by which ``jsd`` of stored top-k scores can be below that of the whole vocabulary. NaN: not
     measured by an earlier version."""
-    answer_length: float = math.nan
-    """Tokens per answer. NaN, as the next: not measured by an earlier version."""
-    cut_share: float = math.nan
-    """Fraction of the answers that were cut at their token limit."""
+    answer_length: float = math.nan  # tokens per answer. NaN, as the next: not measured by an earlier version.
+    cut_share: float = math.nan  # fraction of the answers that were cut at their token limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,17 +217,12 @@ class OnlineStep:
 
     step: int
     stage: int
-    version: int
-    """Student version asked for: its optimizer steps."""
-    ages: list[int]
-    """Staleness of each group made: optimizer steps by which its writer was behind the learner."""
+    version: int  # student version asked for: its optimizer steps
+    ages: list[int]  # staleness of each group made: optimizer steps by which its writer was behind the learner
     rejected: int
-    seconds: float
-    """From the weights' arrival to the last group."""
-    publish_seconds: float
-    """Time that the learner spent on publishing the weights, before ``seconds`` starts."""
-    load_seconds: float
-    """Part of ``seconds`` until all student replicas held the weights."""
+    seconds: float  # from the weights' arrival to the last group
+    publish_seconds: float  # time that the learner spent on publishing the weights, before ``seconds`` starts
+    load_seconds: float  # part of ``seconds`` until all student replicas held the weights
     calls: dict[str, dict[str, float]]
     """Pool and method ("teacher.answer") → sums over its calls: calls, questions, seconds, tokens (of what was written,
     of the answers scored, of the judge's replies; an earlier version did not note them)."""
@@ -291,16 +251,11 @@ class LogprobMismatch:
 
     stage: int
     rows: int
-    row: str
-    """The row with the largest mean difference."""
-    mean_gap: float
-    """Mean absolute difference of ``row`` per answer token."""
-    token_gap: float
-    """Largest difference at any token of any row."""
-    bound: float
-    """Largest ``mean_gap`` of a row that counts as agreement."""
-    apart: int
-    """Rows above ``bound``; the learner does not train on them."""
+    row: str  # the row with the largest mean difference
+    mean_gap: float  # mean absolute difference of ``row`` per answer token
+    token_gap: float  # largest difference at any token of any row
+    bound: float  # largest ``mean_gap`` of a row that counts as agreement
+    apart: int  # rows above ``bound``; the learner does not train on them
 
 
 EventKind = Literal["start", "code", "nodes", "warning", "checkpoint", "end"]
@@ -311,12 +266,10 @@ EventKind = Literal["start", "code", "nodes", "warning", "checkpoint", "end"]
 class Event:
     """Something that happened in a run: a line of events.jsonl."""
 
-    time: str
-    """UTC, ISO 8601 with seconds."""
+    time: str  # UTC, ISO 8601 with seconds
     kind: EventKind
     text: str
-    step: int | None = None
-    """Optimizer step, where it belongs to one."""
+    step: int | None = None  # optimizer step, where it belongs to one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,8 +287,7 @@ class AnswerTally:
     judge_rule_agreements: int = 0
     defused_answers: int = 0
     """Answers that hold tags of the judge's prompts, which the judge is shown without their brackets."""
-    defused_questions: int = 0
-    """Questions whose text, label or choices hold tags of the judge's prompts."""
+    defused_questions: int = 0  # questions whose text, label or choices hold tags of the judge's prompts
     teacher_written: int = 0
     teacher_cut: int = 0
     teacher_judged: int = 0
@@ -347,8 +299,7 @@ class AnswerTally:
     reasoning_judged: int = 0
     reasoning_right: int = 0
     tokens: int = 0
-    tail_mass_sum: float = 0.0
-    """Sum over ``tokens`` of ``TokenScores.left_out``."""
+    tail_mass_sum: float = 0.0  # sum over ``tokens`` of ``TokenScores.left_out``
 
     def __add__(self, other: "AnswerTally") -> "AnswerTally":
         names = [one.name for one in fields(AnswerTally)]
@@ -370,19 +321,13 @@ class StageOutcome(AnswerTally):
     """Outcome of making one stage's rollouts."""
 
     stage: int
-    ratio: float
-    """Mask ratio asked for."""
-    sparsity: float
-    """Mask ratio achieved."""
-    masked: dict[str, int]
-    """Masked matrices of the teacher: name with * in place of layer numbers → count."""
-    unmasked: dict[str, int]
-    """The other matrices of the teacher, in the form of ``masked``."""
+    ratio: float  # mask ratio asked for
+    sparsity: float  # mask ratio achieved
+    masked: dict[str, int]  # masked matrices of the teacher: name with * in place of layer numbers → count
+    unmasked: dict[str, int]  # the other matrices of the teacher, in the form of ``masked``
     teacher_digest: str
     seconds: float
-    set_aside: dict[str, int]
-    """Questions without a row: ``Rejected.kind`` → count."""
+    set_aside: dict[str, int]  # questions without a row: ``Rejected.kind`` → count
     calls: dict[str, dict[str, float]] = field(default_factory=dict)
     """As ``OnlineStep.calls``, of the process that finished the stage. Empty: not noted by an earlier version."""
-    stored_bytes: int = 0
-    """Size of the stage's store."""
+    stored_bytes: int = 0  # size of the stage's store

@@ -7,8 +7,7 @@ from masters_ray import evaluate
 from masters_ray.evaluate import Marked, wilson
 from masters_ray.records import AnswerTally
 
-_MANY_CUT = 0.05
-"""A warning appears above this fraction of cut answers."""
+_MANY_CUT = 0.05  # a warning appears above this fraction of cut answers
 
 
 def of(where: str, counts: AnswerTally, rule: str) -> list[str]:

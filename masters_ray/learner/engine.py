@@ -22,8 +22,7 @@ from masters_ray.errors import LearnerError
 _TAG = "student"
 BUCKET = 50_000_000
 """Numbers that workers exchange at a time. DeepSpeed's own 500 million take 2 GB of each GPU, whatever the model."""
-LIVE = 1_000_000_000
-"""Most parameters that ZeRO 3 keeps gathered."""
+LIVE = 1_000_000_000  # most parameters that ZeRO 3 keeps gathered
 
 
 class StudentEngine:

@@ -90,8 +90,7 @@ class Told:
     text: str
 
 
-StepReport = TakenStep | SkippedStep | LeftOut
-"""What a checkpoint remembers of the steps before it, in their order."""
+StepReport = TakenStep | SkippedStep | LeftOut  # what a checkpoint remembers of the steps before it, in their order
 Report = StepReport | CheckpointSaved | LogprobMismatch | Told | str
 """What a worker group reports to the driver: steps, checkpoints, each stage's comparison with the engine, messages for
 the user."""

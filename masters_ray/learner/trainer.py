@@ -24,8 +24,7 @@ from masters_ray.learner.loop import DATASET, train
 from masters_ray.learner.work import ALLOCATOR
 from masters_ray.progress import say
 
-_SECONDS_TO_SAVE = 600.0
-"""For the step in progress and its checkpoint, once the learner is asked to stop."""
+_SECONDS_TO_SAVE = 600.0  # for the step in progress and its checkpoint, once the learner is asked to stop
 _SECONDS_TO_ANSWER = 10.0
 _DEAD = (
     "the process of a worker ended (killed, perhaps by the system because memory ran out: see dmesg). The same command "

@@ -79,8 +79,7 @@ class RunContext:
         with journal.phase("data"), Doing("the questions are read"):
             self.train, self.held_out_data = inputs.load(config, directory.data)
             self.overlap = inputs.report_loaded(self.train, self.held_out_data)
-        self.plan = inputs.plan(config, len(self.train))
-        """Each stage with the positions of its questions."""
+        self.plan = inputs.plan(config, len(self.train))  # each stage with the positions of its questions
         self.stages = [stage for stage, _ in self.plan]
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
         self.online = any(iteration.online for iteration in self.iterations)

@@ -24,14 +24,10 @@ from masters_ray.report.summary import Example, OutrankedBy, RewardFacts
 
 T = TypeVar("T")
 
-_LOOKED_AT = 200
-"""Most groups whose rewards are compared with the marks of their answers."""
-_SHOWN = 960
-"""Maximum length of a picture's longer side in a report, in pixels."""
-_SHARP = 256
-"""Pictures up to this length of the longer side, in pixels, are stored without loss, as PNG."""
-_LEVEL = 1e-3
-"""Advantages that differ by less are level."""
+_LOOKED_AT = 200  # most groups whose rewards are compared with the marks of their answers
+_SHOWN = 960  # maximum length of a picture's longer side in a report, in pixels
+_SHARP = 256  # pictures up to this length of the longer side, in pixels, are stored without loss, as PNG
+_LEVEL = 1e-3  # advantages that differ by less are level
 
 
 def learned(directory: RunDirectory, config: Config) -> tuple[list[Example], RewardFacts]:

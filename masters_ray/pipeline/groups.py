@@ -23,8 +23,7 @@ from masters_ray.replicas.model import ScoredBatch, TokenIds, WrittenBatch
 from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spawn import Replicas
 
-Batch = Sequence[tuple[int, Problem]]
-"""Questions with their positions in the order in which the run asks them."""
+Batch = Sequence[tuple[int, Problem]]  # questions with their positions in the order in which the run asks them
 JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge"}
 """Judging model → the role of its replicas."""
 
@@ -33,10 +32,8 @@ JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge
 class MadeBatch:
     """The rows, rejected questions and counts of a batch."""
 
-    rows: pa.Table = field(default_factory=store.SCHEMA.empty_table)
-    """Rows of store.SCHEMA, in the batch's order."""
-    rejected: dict[int, Rejected] = field(default_factory=dict)
-    """Position → why the question has no row."""
+    rows: pa.Table = field(default_factory=store.SCHEMA.empty_table)  # rows of store.SCHEMA, in the batch's order
+    rejected: dict[int, Rejected] = field(default_factory=dict)  # position → why the question has no row
     tally: AnswerTally = field(default_factory=AnswerTally)
     reused: int = 0
     """Rows that were taken over."""
@@ -48,8 +45,7 @@ class _Question:
     cannot make their scores differ."""
 
     position: int
-    digest: str
-    """Digest of the question as the data hold it."""
+    digest: str  # digest of the question as the data hold it
     problem: Problem
     answers: dict[Source, tuple[Answer, ...]] = field(default_factory=dict)
     verdicts: dict[tuple[JudgedBy, str], Verdict] = field(default_factory=dict)
@@ -57,12 +53,10 @@ class _Question:
     judged: list[JudgedAnswer] = field(default_factory=list)
     stored: list[JudgedAnswer] = field(default_factory=list)
     """The answers in its row: two or more with a readable verdict."""
-    prompt_tokens: dict[Role, int] = field(default_factory=dict)
-    """Model → length of the prompt, pictures included."""
+    prompt_tokens: dict[Role, int] = field(default_factory=dict)  # model → length of the prompt, pictures included
     scores: dict[tuple[Role, TokenIds], int] = field(default_factory=dict)
     """Model and token ids of an answer → place of its scores in ``_Scores``."""
-    rejected: Rejected | None = None
-    """Why it gets no row."""
+    rejected: Rejected | None = None  # why it gets no row
 
     def reject(self, refused: Refused) -> None:
         if self.rejected is None:

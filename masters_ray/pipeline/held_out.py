@@ -21,8 +21,7 @@ from masters_ray.replicas.judge import Verdict
 from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.processes import Role
 
-_AT_A_TIME = 128
-"""Questions in each call to a replica."""
+_AT_A_TIME = 128  # questions in each call to a replica
 MODELS = ("teacher", "student_before", "student_after")
 
 

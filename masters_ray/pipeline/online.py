@@ -24,8 +24,7 @@ from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.weight_sync.broker import Order
 
-_PATIENCE = 1.0
-"""Seconds to wait for an order before the stop flag is read again."""
+_PATIENCE = 1.0  # seconds to wait for an order before the stop flag is read again
 _SECONDS_TO_STOP = 60.0
 
 
@@ -41,14 +40,12 @@ class OnlineRollouts:
         """broker: a RolloutBroker actor. The run's replicas are closed when the block is left."""
         self._run, self._broker = run, broker
         self._iterations = {one.number: one for one in run.iterations if one.online}
-        self._writers: dict[int, store.Writer] = {}
-        """Index of a stage → the writer of its store."""
+        self._writers: dict[int, store.Writer] = {}  # index of a stage → the writer of its store
         self._tallies: defaultdict[int, AnswerTally] = defaultdict(AnswerTally)
         self._rejected: defaultdict[int, dict[int, Rejected]] = defaultdict(dict)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="online rollouts", daemon=True)
-        self._error: BaseException | None = None
-        """The error that ended the rollouts, if any."""
+        self._error: BaseException | None = None  # the error that ended the rollouts, if any
 
     def __enter__(self) -> Self:
         self._thread.start()

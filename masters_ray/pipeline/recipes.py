@@ -31,12 +31,9 @@ class Recipe:
     rollout: Rollout
     judge: Judge
     seed: int
-    student_digest: str
-    """Digest of the student that writes."""
-    settings: Mapping[str, Any]
-    """All that decides the rows, as plain values, but for the masked teacher's weights."""
-    online: Order | None = None
-    """The order of an online iteration; None for answers that are written before training."""
+    student_digest: str  # digest of the student that writes
+    settings: Mapping[str, Any]  # all that decides the rows, as plain values, but for the masked teacher's weights
+    online: Order | None = None  # the order of an online iteration; None for answers that are written before training
 
     def key(self, report: MaskReport) -> dict[str, Any]:
         """Returns the key of a store of these rows. report: of the masked teacher."""

@@ -25,8 +25,7 @@ from masters_ray.replicas.spawn import Replicas
 
 _TRIES_IN_BATCH = 2
 _TRIES_SINGLE = 3
-_ENOUGH_ANSWERS = 400
-"""Number of answers from which on their shares are compared with the limits."""
+_ENOUGH_ANSWERS = 400  # number of answers from which on their shares are compared with the limits
 _EXAMPLES = 5
 
 

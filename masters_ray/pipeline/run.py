@@ -31,8 +31,7 @@ from masters_ray.replicas import processes
 from masters_ray.replicas.placement import Turns
 from masters_ray.replicas.spec import specs
 
-Block = Sequence[schedule.Stage]
-"""Stages that the same set of replicas makes."""
+Block = Sequence[schedule.Stage]  # stages that the same set of replicas makes
 
 
 def run(config: Config, directory: RunDirectory, config_file: str, turns: Turns | None = None) -> Path:

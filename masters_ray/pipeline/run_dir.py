@@ -30,10 +30,8 @@ class RunDirectory:
         self.root = Path(config.run.dir).absolute()
         self.data = self.root / "data"
         self.rollouts = Folder(config.rollout.store or self.root / "rollouts")
-        self.learner = self.root / "learner"
-        """The learner's checkpoints, skipped steps and Ray Train's state."""
-        self.student = self.root / "student"
-        """The trained student, a Hugging Face directory."""
+        self.learner = self.root / "learner"  # the learner's checkpoints, skipped steps and Ray Train's state
+        self.student = self.root / "student"  # the trained student, a Hugging Face directory
         self.students = self.root / "students"
         """The student after stages and steps, and its marks there (evaluation.every)."""
         self._claim = self.root / "settings.json"

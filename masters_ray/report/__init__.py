@@ -23,10 +23,8 @@ from masters_ray.report.render import percent, render
 from masters_ray.report.summary import Example, Summary, read_examples, read_metrics, read_optional, read_summary
 
 REPORT = "report.html"
-_MOST_KINDS = 50
-"""Most kinds whose accuracies are shown; the ones with the most questions are chosen."""
-MOST_BYTES = 2_000_000
-"""Size above which a page is thinned."""
+_MOST_KINDS = 50  # most kinds whose accuracies are shown; the ones with the most questions are chosen
+MOST_BYTES = 2_000_000  # size above which a page is thinned
 
 
 _THINNER = ((1000, 0, MANY), (1000, 480, MANY), (8, 320, 300), (4, 240, 200), (1, 160, 100))

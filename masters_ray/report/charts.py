@@ -50,19 +50,15 @@ _styled = matplotlib.rc_context(
         "ytick.color": COLOURS["muted"],
     }
 )
-FEW = 60
-"""Up to this many steps each has a marker; with more, the strong line is a moving median."""
-MANY = 600
-"""Most points of a curve; with more steps, each point is the median of neighbouring steps."""
+FEW = 60  # up to this many steps each has a marker; with more, the strong line is a moving median
+MANY = 600  # most points of a curve; with more steps, each point is the median of neighbouring steps
 
 
 class Series(NamedTuple):
     label: str
-    colour: str
-    """Key of ``COLOURS``."""
+    colour: str  # key of ``COLOURS``
     marker: str
-    means: Sequence[Interval | None]
-    """For each row or x value of the chart; None: not measured."""
+    means: Sequence[Interval | None]  # for each row or x value of the chart; None: not measured
 
     @property
     def bounds(self) -> np.ndarray:

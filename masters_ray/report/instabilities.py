@@ -8,24 +8,20 @@ import numpy as np
 from masters_ray.records import StepMetrics
 
 _WATCHED = {"loss": "loss", "jsd": "JSD", "kl": "KL", "grad_norm": "gradient norm"}
-_NEIGHBOURS = 5
-"""Steps from the last of an instability within which the next belongs to it."""
+_NEIGHBOURS = 5  # steps from the last of an instability within which the next belongs to it
 
 
 class Spike(NamedTuple):
-    first: int
+    first: int  # step, like ``last``
     last: int
-    """Steps."""
     peaks: list[tuple[str, float, float]]
     """Of each metric that jumped: its name, its largest value, the median of the steps around it."""
 
 
 class Drift(NamedTuple):
-    step: int
-    """The first at which the change has happened."""
-    before: float
+    step: int  # the first at which the change has happened
+    before: float  # moving median, like ``after``
     after: float
-    """Moving medians."""
 
 
 def column(metrics: Sequence[StepMetrics], field: str) -> np.ndarray:

@@ -39,8 +39,7 @@ class EvaluationFacts:
     """How the held-out answers were marked."""
 
     marked_by: Literal["judge", "rule"]
-    left_out: int
-    """Questions that a model could not be asked; they count in no accuracy."""
+    left_out: int  # questions that a model could not be asked; they count in no accuracy
     cut: dict[str, float]
     """Model (teacher, student_before, student_after) → fraction of its answers cut at ``max_tokens``."""
     max_tokens: int
@@ -53,10 +52,8 @@ class LearnerFacts:
     skipped: int
     groups: int
     answer_tokens: int
-    tokens: int
-    """As ``StepMetrics.tokens``."""
-    seconds: float
-    """Wall seconds of the steps alone."""
+    tokens: int  # as ``StepMetrics.tokens``
+    seconds: float  # wall seconds of the steps alone
     workers: int
     zero_stage: int
     left_out: int
@@ -68,25 +65,20 @@ class OnlineFacts:
     """Ages are staleness: optimizer steps by which the writing student was behind the learner."""
 
     steps: int
-    share: float
-    """``steps``, those with online rollouts, as a fraction of all steps."""
+    share: float  # ``steps``, those with online rollouts, as a fraction of all steps
     groups: int
-    mean_age: float | None
-    """None without online rollouts, as ``largest_age``."""
+    mean_age: float | None  # none without online rollouts, as ``largest_age``
     largest_age: float | None
     waited_seconds: float
-    placement: Literal["turns", "beside"] | None
-    """None: fully offline."""
+    placement: Literal["turns", "beside"] | None  # none: fully offline
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFacts:
     problems: int
     quarantined: int
-    digest: str
-    """Digest of the questions, independent of their order."""
-    remarks: list[str]
-    """As ``data.Problems.remarks``."""
+    digest: str  # digest of the questions, independent of their order
+    remarks: list[str]  # as ``data.Problems.remarks``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +86,11 @@ class SourceFacts:
     """A data source: its part of the training questions, and the accuracy on its held-out questions."""
 
     name: str
-    rule: str
-    """Marks the answers; "": as the configuration says, "judge": a judge does."""
-    questions: int
-    """Training questions, 0 for a source of held-out questions alone."""
-    set_aside: int
-    """Rows that could not be used, and held-out ones."""
-    dropped: int
-    """Training questions without a row in a stage."""
-    right: dict[str, float]
-    """Writer (teacher, student) → fraction of its stored answers with R_acc = 1."""
+    rule: str  # marks the answers; "": as the configuration says, "judge": a judge does
+    questions: int  # training questions, 0 for a source of held-out questions alone
+    set_aside: int  # rows that could not be used, and held-out ones
+    dropped: int  # training questions without a row in a stage
+    right: dict[str, float]  # writer (teacher, student) → fraction of its stored answers with R_acc = 1
     accuracy: dict[str, Interval]
     """Model (as in ``Accuracies``) → held-out accuracy on this source; empty without such questions."""
 
@@ -121,14 +108,10 @@ class ModelFacts:
 class Planned:
     """A forecast of the run: what ``masters-ray plan`` writes."""
 
-    source: str
-    """What its rates were, in words."""
-    phases: dict[str, float]
-    """Phase → wall seconds, with "everything else" as the report has it."""
-    store_bytes: float | None
-    """Of the stages' stores."""
-    config: str
-    """The configuration that it was made for, as YAML."""
+    source: str  # what its rates were, in words
+    phases: dict[str, float]  # phase → wall seconds, with "everything else" as the report has it
+    store_bytes: float | None  # of the stages' stores
+    config: str  # the configuration that it was made for, as YAML
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +119,10 @@ class BenchmarkScore(Interval):
     """A model's score on a benchmark, a fraction."""
 
     metric: str
-    digest: str
-    """Of the model's checkpoint."""
-    harness: str
-    """Version of lmms-eval."""
+    digest: str  # of the model's checkpoint
+    harness: str  # version of lmms-eval
     task_version: str
-    judge: str
-    """Name of the model that judged; empty where a rule marked."""
+    judge: str  # name of the model that judged; empty where a rule marked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +130,8 @@ class BenchmarkRow:
     """A benchmark as ``masters-ray benchmark`` measures it."""
 
     name: str
-    paper: float | None
-    """The paper's figure for this student after training, a fraction."""
-    scores: dict[str, BenchmarkScore]
-    """Model (teacher, student_before, student_after) → its score."""
+    paper: float | None  # the paper's figure for this student after training, a fraction
+    scores: dict[str, BenchmarkScore]  # model (teacher, student_before, student_after) → its score
 
 
 OutrankedBy = Literal["verdict", "distillation", "cut", "reasoning"]
@@ -167,16 +145,11 @@ class RewardFacts:
     verdict where the rule calls all answers of a group alike."""
 
     groups: int
-    mixed: int
-    """Groups with a wrong and a right answer."""
-    above: int
-    """Groups in which a wrong answer has a larger advantage than a right one."""
-    level: int
-    """Other groups in which a wrong answer has the advantage of a right one."""
-    disputed: int
-    """Groups with an answer on which rule and verdict differ."""
-    reasons: dict[OutrankedBy, int]
-    """Reason → groups of ``above`` and ``level`` that have it."""
+    mixed: int  # groups with a wrong and a right answer
+    above: int  # groups in which a wrong answer has a larger advantage than a right one
+    level: int  # other groups in which a wrong answer has the advantage of a right one
+    disputed: int  # groups with an answer on which rule and verdict differ
+    reasons: dict[OutrankedBy, int]  # reason → groups of ``above`` and ``level`` that have it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +165,8 @@ class Kept:
     """The student that learner.keep=best chose by its accuracy while it learned."""
 
     step: int
-    questions: int
-    """Held-out questions by which it was chosen."""
-    others_before: Accuracy
-    """Before training, on the other held-out questions; NaN without any, as ``others_after``."""
+    questions: int  # held-out questions by which it was chosen
+    others_before: Accuracy  # before training, on the other held-out questions; NaN without any, as ``others_after``
     others_after: Accuracy
 
 
@@ -209,32 +180,25 @@ class Summary:
     answers: AnswerTally
     stages: list[StageOutcome]
     wall_seconds: float
-    phases: dict[str, Measured]
-    """Phase → wall seconds, in the order of the run."""
+    phases: dict[str, Measured]  # phase → wall seconds, in the order of the run
     learner: LearnerFacts
     online: OnlineFacts
     train: SplitFacts
     held_out: SplitFacts
     overlap: Overlap
-    teachers: list[ModelFacts]
-    """In the order of their use."""
+    teachers: list[ModelFacts]  # in the order of their use
     student: ModelFacts
     dir: str
     seed: int
     started: str
     config_file: str
     versions: dict[str, str]
-    config: str
-    """The whole configuration as YAML."""
-    sources: list[SourceFacts] = field(default_factory=list)
-    """Empty for a run with a single source."""
-    course: list[CoursePoint] = field(default_factory=list)
-    """From step 0 to the last; empty without evaluation.every."""
+    config: str  # the whole configuration as YAML
+    sources: list[SourceFacts] = field(default_factory=list)  # empty for a run with a single source
+    course: list[CoursePoint] = field(default_factory=list)  # from step 0 to the last; empty without evaluation.every
     kept: Kept | None = None
-    planned: Planned | None = None
-    """The last plan that was made for this run.dir before the run ended."""
-    benchmarks: dict[str, BenchmarkRow] = field(default_factory=dict)
-    """lmms-eval's id of the task → what was measured."""
+    planned: Planned | None = None  # the last plan that was made for this run.dir before the run ended
+    benchmarks: dict[str, BenchmarkRow] = field(default_factory=dict)  # lmms-eval's id of the task → what was measured
     change: Change | None = None
     """Of the student, after minus before. None, as the next: not noted by an earlier version."""
     rewards: RewardFacts | None = None
@@ -249,10 +213,8 @@ class Example:
     question: str
     label: str
     kind: str
-    pictures: list[str]
-    """Data URI of each picture, or the reason why it cannot be read."""
-    mask_ratio: float | None = None
-    """The teacher's mask ratio; None for a held-out question, which belongs to no stage."""
+    pictures: list[str]  # data URI of each picture, or the reason why it cannot be read
+    mask_ratio: float | None = None  # the teacher's mask ratio; None for a held-out question, which belongs to no stage
     before: Marked | None = None
     after: Marked | None = None
     teacher: Marked | None = None

@@ -44,24 +44,20 @@ LIMITS = {"more right": (-0.05, 0.05), "κ": (0.6, math.inf), "consistency": (0.
 class JudgePass:
     """A judge's verdicts in the order of the cases."""
 
-    seconds: float | None
-    """Wall time; None for the rule."""
+    seconds: float | None  # wall time; None for the rule
     verdicts: list[Verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeFigures:
     name: str
-    unjudged: int
-    """Answers for which neither call was readable."""
-    right: dict[str, float]
-    """Source of the answers → fraction of the readable verdicts that say right."""
+    unjudged: int  # answers for which neither call was readable
+    right: dict[str, float]  # source of the answers → fraction of the readable verdicts that say right
     more_right: dict[str, Interval]
     """Source → that fraction minus the rule's of the same answers; resamples whole questions."""
     consistency: Interval
     """Fraction of answers with equal verdicts in both passes, unreadable being a verdict; NaN for the rule."""
-    seconds_per_answer: float | None
-    """Wall seconds of the first pass per answer; None for the rule."""
+    seconds_per_answer: float | None  # wall seconds of the first pass per answer; None for the rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +66,12 @@ class JudgePair:
 
     first: str
     second: str
-    of: str
-    """Source of the answers: all, teacher or student."""
+    of: str  # source of the answers: all, teacher or student
     both_right: int
-    right_wrong: int
-    """Answers that the first judge calls right and the second wrong."""
+    right_wrong: int  # answers that the first judge calls right and the second wrong
     wrong_right: int
     both_wrong: int
-    share: float
-    """Fraction of the answers on which both agree."""
+    share: float  # fraction of the answers on which both agree
     kappa: Interval
     """Cohen's κ. The interval resamples whole questions, which n counts, as their answers depend on each other."""
 
@@ -88,10 +81,8 @@ class Disagreement:
     """An answer with different verdicts: a line of disagreements.jsonl."""
 
     case: JudgedText
-    verdicts: dict[str, int | None]
-    """Judge → 1 right, 0 wrong, None unreadable."""
-    said: dict[str, str]
-    """Judging model → its reply."""
+    verdicts: dict[str, int | None]  # judge → 1 right, 0 wrong, None unreadable
+    said: dict[str, str]  # judging model → its reply
 
     @property
     def judges(self) -> list[str]:

@@ -36,22 +36,17 @@ class Scanned:
     """Figures of a mask ratio. Divergences are in nats, shares are fractions."""
 
     ratio: float
-    sparsity: float
-    """Mask ratio achieved."""
-    jsd: Interval
-    """Mean over questions of the mean JSD of a question's answers."""
+    sparsity: float  # mask ratio achieved
+    jsd: Interval  # mean over questions of the mean JSD of a question's answers
     jsd_by_source: dict[str, Interval]
     jsd_by_kind: dict[str, Interval]
     against_best: Interval
     """Mean over questions of the JSD minus the JSD at the best ratio. The intervals of all ratios hold at once."""
-    teacher_right: Interval | None
-    """R_acc of the masked teacher's answers; None, here and below: no answer has it."""
+    teacher_right: Interval | None  # R_acc of the masked teacher's answers; None, here and below: no answer has it
     teacher_right_by_kind: dict[str, Interval]
-    teacher_reasoning: Interval | None
-    """R_rea, likewise."""
+    teacher_reasoning: Interval | None  # r_rea, likewise
     teacher_cut: float | None
-    left_out: float
-    """``AnswerTally.tail_mass``, which the JSD sums up as one token."""
+    left_out: float  # ``AnswerTally.tail_mass``, which the JSD sums up as one token
 
 
 def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:

@@ -16,10 +16,8 @@ from masters_ray.plan.rates import Rates
 from masters_ray.report.summary import METRICS, SUMMARY, read_summary
 from masters_ray.studies import before_learning, told_time
 
-Place = tuple[str, int]
-"""Variant and seed of a run."""
-_SECONDS = 10.0
-"""Time between two pages while a run is made."""
+Place = tuple[str, int]  # variant and seed of a run
+_SECONDS = 10.0  # time between two pages while a run is made
 _COUNTED: dict[str, tuple[int, int]] = {}
 
 

@@ -47,8 +47,7 @@ class Study:
     dir: Path
     seeds: tuple[int, ...]
     changes: Changes = dataclasses.field(default_factory=dict)
-    reference: str
-    """Name of the variant that the others are compared with."""
+    reference: str  # name of the variant that the others are compared with
     variants: dict[str, Changes]
 
     def __post_init__(self) -> None:
@@ -68,17 +67,13 @@ class VariantOutcome:
     changes: dict[str, Any]
     accuracies: list[float]
     accuracy: Interval
-    difference: Interval
-    """Accuracy minus the reference's with the same seed."""
+    difference: Interval  # accuracy minus the reference's with the same seed
     difference_by_question: Interval
     """Mark minus the reference's on the same question with the same seed; resamples whole questions, with all their
     seeds. NaN: no question was asked of both."""
-    jsd: Interval
-    """Mean over the last tenth of the steps, nats."""
-    seconds: Interval
-    """Wall time of the learner's phase."""
-    waited: Interval
-    """Part of ``seconds`` in which the learner waited for online rollouts."""
+    jsd: Interval  # mean over the last tenth of the steps, nats
+    seconds: Interval  # wall time of the learner's phase
+    waited: Interval  # part of ``seconds`` in which the learner waited for online rollouts
 
 
 def read(file: str) -> Study:
