@@ -14,7 +14,7 @@ from masters_ray.report.summary import Summary
 _TAGS = ["masters", "masters-ray", "knowledge-distillation", "grpo", "vision-language-model"]
 
 
-def write(folder: Path, summary: Summary, verdict: str) -> None:
+def write(folder: Path, summary: Summary) -> None:
     """Writes README.md into the directories of a run's student and adapters, those that exist. The licence is what the
     base model's card states."""
     for name, relation, library in (("student", "finetune", "transformers"), ("student_adapters", "adapter", "peft")):
@@ -27,8 +27,8 @@ def write(folder: Path, summary: Summary, verdict: str) -> None:
                 front |= {"base_model": summary.student.checkpoint, "base_model_relation": relation}
             if datasets := [path for path in dict.fromkeys(one["path"] for one in sources) if _on_hub(path)]:
                 front["datasets"] = datasets
-            values = {"front": front, "s": summary, "sources": sources, "adapters": relation == "adapter"}
-            text = render(__package__, "card.md.jinja", verdict=verdict, **values)
+            values = {"front": front, "sources": sources, "adapters": relation == "adapter"}
+            text = render(__package__, "card.md.jinja", summary=summary, **values)
             write_text(folder / name / "README.md", f"---\n{yaml.safe_dump(front, allow_unicode=True)}---\n{text}")
 
 

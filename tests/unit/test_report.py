@@ -21,7 +21,7 @@ from masters_ray.files import as_json
 from masters_ray.learner.job import GroupRewards
 from masters_ray.records import Answer, Event, JudgedAnswer, SkippedStep, StepMetrics
 from masters_ray.report import charts
-from masters_ray.report.render import NOTHING, decimal, duration, parameters, share, small_percent
+from masters_ray.report.render import NOTHING, decimal, duration, parameters, render, share, small_percent
 from masters_ray.report.render import interval as bounds
 from masters_ray.report.summary import CoursePoint, Example, Kept, read_examples, read_metrics, read_summary
 from tests.builders import accuracy, interval, png, stage_outcome, step, summary
@@ -295,9 +295,9 @@ def test_what_a_reader_should_know_is_told(tmp_path: Path, read: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_of_many_kinds_the_largest_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_MOST_KINDS", 4)
-    names = ["kind1", "kind2", "kind3", "kind4", "$x_<b>$ & co " + "long " * 20, "颜色", "last"]
+def test_of_many_kinds_the_fifty_largest_are_shown(tmp_path: Path) -> None:
+    plain = [f"kind-{number:02}" for number in range(50)]
+    names = [*plain, "$x_<b>$ & co " + "long " * 20, "颜色", "last"]
     kinds = {name: as_json(interval(0.5, number)) for number, name in enumerate(names, 1)}
     models = ("teacher", "student_before", "student_after")
     told = text_of(written(tmp_path, {f"accuracy.{model}.by_kind": kinds for model in models}))
@@ -323,7 +323,7 @@ def test_the_verdict_follows_from_the_paired_interval_alone(
     low, high = bounds
     change = Change(value=after - 0.612, low=low, high=high, n=720, improved=90, regressed=70)
     found = dataclasses.replace(summary().accuracy, student_after=accuracy(after, after - 0.04, after + 0.04))
-    assert told in report.verdict(summary(accuracy=found, change=change))
+    assert told in render("masters_ray.report", "verdict.jinja", summary=summary(accuracy=found, change=change))
 
 
 def spiked() -> str:
