@@ -24,7 +24,7 @@ from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import Doing, say, warn
 from masters_ray.records import JudgedText, StageOutcome
 from masters_ray.replicas.spec import absolute
-from masters_ray.report.charts import Series, line_chart
+from masters_ray.report import charts
 from masters_ray.studies import publish, sample_seconds, told_time
 from masters_ray.studies.statistics import questions_needed, resampled_mean, resampled_share
 
@@ -124,29 +124,8 @@ def advise(found: Sequence[Scanned]) -> dict[str, Any]:
 
 
 def publish_scan(config: Config, folder: Path, found: Sequence[Scanned]) -> Path:
-    divergences = [
-        Series("all answers", "after", "o", [one.jsd for one in found]),
-        Series("the teacher’s answers", "teacher", "D", [one.jsd_by_source.get("teacher") for one in found]),
-        Series("the student’s answers", "before", "s", [one.jsd_by_source.get("student") for one in found]),
-    ]
-    rewards = [
-        Series("right answers (R_acc)", "teacher", "o", [one.teacher_right for one in found]),
-        Series("supporting reasoning (R_rea)", "band", "D", [one.teacher_reasoning for one in found]),
-    ]
-    more = [Series("more than the lowest", "after", "o", [one.against_best for one in found])]
-    ratios, over = [100 * one.ratio for one in found], "mask ratio (%)"
-    return publish(
-        folder,
-        "mask_scan",
-        config,
-        {"questions": config.data.train_rows, "ratios": found, "advice": advise(found)},
-        name=folder.parent.name,
-        more_chart=line_chart("more", ratios, more, over, "JSD minus the lowest (nats)"),
-        jsd_chart=line_chart("jsd", ratios, divergences, over, "JSD to the student (nats)"),
-        quality_chart=line_chart("quality", ratios, rewards, over, "share of the teacher’s answers"),
-        kinds=sorted({kind for one in found for kind in one.jsd_by_kind}),
-        answered=sorted({kind for one in found for kind in one.teacher_right_by_kind}),
-    )
+    figures = {"questions": config.data.train_rows, "ratios": found, "advice": advise(found)}
+    return publish(folder, "mask_scan", config, figures, name=folder.parent.name, charts=charts)
 
 
 def _measured(config: Config, folders: Sequence[store.Folder], files: Sequence[Path]) -> list[list[Divergence]]:
