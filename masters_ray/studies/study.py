@@ -28,7 +28,7 @@ from masters_ray.pipeline import held_out
 from masters_ray.pipeline.run import run as make_run
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.progress import say
-from masters_ray.report.charts import Series, rows_chart
+from masters_ray.report import charts
 from masters_ray.report.summary import read_metrics, read_summary
 from masters_ray.studies import publish, runs
 from masters_ray.studies.statistics import mean, resampled_share
@@ -137,29 +137,16 @@ def outcomes(study: Study, configs: Mapping[runs.Place, Config]) -> list[Variant
 
 
 def drawn(study: Study, configs: Mapping[runs.Place, Config], told: Mapping[runs.Place, str]) -> Callable[[], Path]:
-    """Draws the charts of the variants whose runs, and the reference's, are all finished. Returns what writes figures,
-    table and page with the runs' states of the time. told: as for ``runs.states``."""
+    """Compares the variants whose runs, and the reference's, are all finished. Returns what writes figures, table and
+    page with the runs' states of the time. told: as for ``runs.states``."""
     done = {name for name in study.variants if all(runs.finished(configs[name, seed]) for seed in study.seeds)}
     complete = {name: changes for name, changes in study.variants.items() if {name, study.reference} <= done}
     found = outcomes(dataclasses.replace(study, variants=complete), configs) if complete else []
-    reference = [one for one in found if one.name == study.reference]
-    others = [one for one in found if one not in reference]
-    several = len(study.seeds) > 1
-    differences = [one.difference if several else one.difference_by_question for one in others]
-    names, x_label = [one.name for one in found], "accuracy on held-out questions (%)"
-    means, singles = Series("", "after", "D", [one.accuracy for one in found]), [one.accuracies for one in found]
-    gain = f"accuracy minus that of “{study.reference}” (points)"
-    by_seed = [[a - b for a, b in zip(one.accuracies, reference[0].accuracies, strict=True)] for one in others]
     values = {
-        "accuracy_chart": rows_chart(
-            "accuracy", names, [means], x_label, singles, reference[0].accuracy.value if reference else None
-        ),
-        "difference_chart": rows_chart(
-            "difference", [one.name for one in others], [Series("", "after", "D", differences)], gain, by_seed, 0.0
-        ),
         "name": study.dir.name,
-        "several": several,
+        "several": len(study.seeds) > 1,
         "waited": any(one.waited.value > 0 for one in found),
+        "charts": charts,
     }
 
     def write() -> Path:
