@@ -222,9 +222,6 @@ def summary(**changes: Any) -> facts.Summary:
         "wall_seconds": 640.0,
         "phases": {"engines": 38.0, "evaluation before": 21.5, "rollouts": 216.0, "learner": 310.5, "rest": 20.1},
         "learner": facts.LearnerFacts(**steps, seconds=310.5, workers=2, zero_stage=2, left_out=3, agreement=[apart]),
-        "online": facts.OnlineFacts(
-            steps=0, share=0.0, groups=0, mean_age=None, largest_age=None, waited_seconds=0.0, placement=None
-        ),
         "train": split_facts(1600, 3),
         "held_out": split_facts(720, 0),
         "overlap": Overlap(same_question=0, same_picture=0, examples=[]),

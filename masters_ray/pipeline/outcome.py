@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
-from typing import Literal, get_args
+from typing import get_args
 
 from masters_ray import data, remarks, store
 from masters_ray.config import as_written, to_yaml
@@ -18,7 +18,7 @@ from masters_ray.pipeline.context import RunContext
 from masters_ray.pipeline.held_out import all_marks
 from masters_ray.pipeline.inputs import digest_of
 from masters_ray.progress import say, warn
-from masters_ray.records import AnswerTally, LogprobMismatch, Source, StageOutcome, StepMetrics
+from masters_ray.records import AnswerTally, LogprobMismatch, Source, StageOutcome
 from masters_ray.report import summary as facts
 from masters_ray.report.summary import EXAMPLES, METRICS, SUMMARY, read_metrics
 
@@ -73,7 +73,6 @@ def write(run: RunContext) -> None:
             left_out=len(run.journal.left_out()),
             agreement=sorted(compared, key=lambda one: one.stage),
         ),
-        online=_online(steps, noted.get("placement")),
         train=_split(run.train),
         held_out=_split(held_out),
         sources=list(_sources(run, marks)),
@@ -88,6 +87,7 @@ def write(run: RunContext) -> None:
         config=to_yaml(config),
         course=points,
         kept=kept,
+        placement=noted.get("placement"),
         planned=facts.read_plan(directory.root),
         benchmarks=facts.read_benchmarks(directory.root),
         change=paired,
@@ -142,21 +142,6 @@ def _sources(run: RunContext, marks: Mapping[str, Sequence[Marked]]) -> Iterator
             right={one: right / (right + wrong) for one, (right, wrong) in written.items() if right + wrong},
             accuracy={model: wilson(sum(right), len(right)) for model, right in own.items() if right},
         )
-
-
-def _online(steps: Sequence[StepMetrics], placement: Literal["turns", "beside"] | None) -> facts.OnlineFacts:
-    fresh = [step for step in steps if step.fresh]
-    groups = sum(step.fresh for step in fresh)
-    return facts.OnlineFacts(
-        steps=len(fresh),
-        share=len(fresh) / len(steps) if steps else 0.0,
-        groups=groups,
-        mean_age=sum(step.age * step.fresh for step in fresh) / groups if groups else None,
-        # One student writes all groups of an iteration.
-        largest_age=max((step.age for step in fresh), default=None),
-        waited_seconds=sum(step.rollout_wait_s for step in steps),
-        placement=placement,
-    )
 
 
 def _model(checkpoint: str) -> facts.ModelFacts:

@@ -55,7 +55,7 @@ def write(folder: Path) -> Path:
         if len(page.encode("utf-8", "replace")) <= MOST_BYTES:
             break
     write_text(folder / REPORT, page)
-    card.write(folder, summary)
+    card.write(folder, summary, metrics)
     return folder / REPORT
 
 

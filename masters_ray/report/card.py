@@ -1,6 +1,7 @@
 """Writes the model card of a trained student (and of its adapters), for the Hub and for whoever finds the directory."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import yaml
 
 from masters_ray.files import write_text
 from masters_ray.models.weights import BASE_CARD
+from masters_ray.records import StepMetrics
 from masters_ray.report.render import render
 from masters_ray.report.summary import Summary
 
 _TAGS = ["masters", "masters-ray", "knowledge-distillation", "grpo", "vision-language-model"]
 
 
-def write(folder: Path, summary: Summary) -> None:
+def write(folder: Path, summary: Summary, metrics: Sequence[StepMetrics]) -> None:
     """Writes README.md into the directories of a run's student and adapters, those that exist. The licence is what the
     base model's card states."""
     for name, relation, library in (("student", "finetune", "transformers"), ("student_adapters", "adapter", "peft")):
@@ -27,8 +29,8 @@ def write(folder: Path, summary: Summary) -> None:
                 front |= {"base_model": summary.student.checkpoint, "base_model_relation": relation}
             if datasets := [path for path in dict.fromkeys(one["path"] for one in sources) if _on_hub(path)]:
                 front["datasets"] = datasets
-            values = {"front": front, "sources": sources, "adapters": relation == "adapter"}
-            text = render(__package__, "card.md.jinja", summary=summary, **values)
+            values = {"summary": summary, "metrics": metrics, "front": front, "sources": sources}
+            text = render(__package__, "card.md.jinja", adapters=relation == "adapter", **values)
             write_text(folder / name / "README.md", f"---\n{yaml.safe_dump(front, allow_unicode=True)}---\n{text}")
 
 

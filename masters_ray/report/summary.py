@@ -61,19 +61,6 @@ class LearnerFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineFacts:
-    """Ages are staleness: optimizer steps by which the writing student was behind the learner."""
-
-    steps: int
-    share: float  # ``steps``, those with online rollouts, as a fraction of all steps
-    groups: int
-    mean_age: float | None  # none without online rollouts, as ``largest_age``
-    largest_age: float | None
-    waited_seconds: float
-    placement: Literal["turns", "beside"] | None  # none: fully offline
-
-
-@dataclass(frozen=True, kw_only=True)
 class SplitFacts:
     problems: int
     quarantined: int
@@ -182,7 +169,6 @@ class Summary:
     wall_seconds: float
     phases: dict[str, Measured]  # phase → wall seconds, in the order of the run
     learner: LearnerFacts
-    online: OnlineFacts
     train: SplitFacts
     held_out: SplitFacts
     overlap: Overlap
@@ -198,6 +184,7 @@ class Summary:
     course: list[CoursePoint] = field(default_factory=list)  # from step 0 to the last; empty without evaluation.every
     kept: Kept | None = None
     planned: Planned | None = None  # the last plan that was made for this run.dir before the run ended
+    placement: Literal["turns", "beside"] | None = None  # of learner and engines; None: fully offline
     benchmarks: dict[str, BenchmarkRow] = field(default_factory=dict)  # lmms-eval's id of the task → what was measured
     change: Change | None = None
     """Of the student, after minus before. None, as the next: not noted by an earlier version."""

@@ -130,7 +130,7 @@ def outcomes(study: Study, configs: Mapping[runs.Place, Config]) -> list[Variant
                 difference_by_question=resampled_share([gain for _, gain in shared], [id for id, _ in shared], -1.0),
                 jsd=mean(list(map(_last_jsd, folders[name]))),
                 seconds=mean([one.phases["learner"] for one in summaries[name]]),
-                waited=mean([one.online.waited_seconds for one in summaries[name]]),
+                waited=mean([sum(step.rollout_wait_s for step in read_metrics(folder)) for folder in folders[name]]),
             )
         )
     return found

@@ -22,7 +22,7 @@ def written(folder: Path, *overrides: str, name: str = "student", **changes: Any
     """Returns the card of a run of the demo with these settings, beside its student."""
     (folder / name).mkdir(exist_ok=True)
     config = to_yaml(load(DEMO, [f"run.dir={folder}", *overrides]))
-    card.write(folder, summary(config=config, **changes))
+    card.write(folder, summary(config=config, **changes), [])
     return (folder / name / "README.md").read_text(encoding="utf-8")
 
 

@@ -17,11 +17,10 @@ from masters_ray.files import append_lines
 from masters_ray.learner.job import GroupRewards
 from masters_ray.pipeline import examples, machine
 from masters_ray.pipeline.examples import seen
-from masters_ray.pipeline.outcome import _online
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.records import Picture, RolloutGroup
 from tests import builders
-from tests.builders import group, png, problem, scored, step
+from tests.builders import group, png, problem, scored
 from tests.conftest import ROOT
 
 
@@ -91,17 +90,6 @@ def test_a_picture_that_is_gone_at_the_end_costs_its_place_in_the_report_and_not
     with Image.open(io.BytesIO(base64.b64decode(large.removeprefix("data:image/jpeg;base64,")))) as thumbnail:
         assert (thumbnail.size, thumbnail.getpixel((0, 0))) == ((960, 240), (255, 255, 255))
     assert gone == f"picture {paths[1]} does not exist"
-
-
-def test_ages_are_those_of_groups_and_waiting_counts_every_step() -> None:
-    """Steps 2 and 4 have no fresh group: 2 is offline, the groups of 4 came too late."""
-    fresh = [(1, 3, 1.0), (2, 0, 0.0), (3, 1, 3.0), (4, 0, 0.0)]
-    steps = [step(number, fresh=groups, age=age, rollout_wait_s=0.5) for number, groups, age in fresh]
-    found = _online(steps, "beside")
-    assert (found.largest_age, found.mean_age, found.steps, found.waited_seconds) == (3.0, 1.5, 2, 2.0)
-    assert (found.groups, found.share) == (4, 0.5)
-    offline = _online(steps[1:2], None)
-    assert (offline.largest_age, offline.mean_age) == (None, None)
 
 
 def answered(*answers: tuple[str, int, float, float], cut: bool = False) -> tuple[RolloutGroup, dict[str, Any]]:

@@ -222,15 +222,20 @@ def test_a_repeated_step_counts_once_and_a_line_that_was_cut_short_not_at_all(tm
 
 
 def test_online_iterations_are_told_of_and_drawn(tmp_path: Path, read: str) -> None:
+    """Steps 2 and 4 have no fresh group: 2 is offline, the groups of 4 came too late."""
     assert "Online:" not in read
-    online = {"steps": 2, "share": 0.5, "groups": 9, "mean_age": 1.25, "largest_age": 3.0}
-    fresh: dict[str, Any] = {"fresh": 5, "age": 1.5, "clip_fraction": 0.01, "logprob_mismatch": 1e-3}
-    rows = "".join(line(dataclasses.replace(row, **fresh)) for row in metrics(4))
-    html = written(tmp_path, {f"online.{name}": value for name, value in online.items()}, rows=rows)
+    fresh = {1: (3, 1.0), 2: (0, 0.0), 3: (1, 3.0), 4: (0, 0.0)}
+    same: dict[str, Any] = {"clip_fraction": 0.01, "logprob_mismatch": 1e-3, "rollout_wait_s": 0.5}
+    changes: dict[int, dict[str, Any]] = {step: {"fresh": groups, "age": age} for step, (groups, age) in fresh.items()}
+    html = written(
+        tmp_path, rows="".join(line(dataclasses.replace(row, **same, **changes[row.step])) for row in metrics(4))
+    )
     told = text_of(html)
-    assert "in 2 of 4 optimizer steps (50.0 %)" in told and html.count("<svg") == DRAWN + 3
-    assert "being 0 at every step: policy loss (below 0.001), waiting for fresh answers." in told
-    assert "was 1.2 steps behind the one that learned from them on average, 3 at most" in told
+    assert "in 2 of 4 optimizer steps (50.0 %)" in told and "4 groups in all" in told
+    assert html.count("<svg") == DRAWN + 4
+    assert "being 0 at every step: policy loss (below 0.001)." in told
+    assert "was 1.5 steps behind the one that learned from them on average, 3 at most." in told
+    assert "The learner waited 2.0 s for them." in told
 
 
 def test_a_plan_stands_beside_what_happened(tmp_path: Path, read: str) -> None:

@@ -116,10 +116,10 @@ def finished(config: Config, correct: list[int], first: int = 0, learning: float
     folder = Path(config.run.dir)
     value = sum(correct) / len(correct)
     accuracies = dataclasses.replace(summary().accuracy, student_after=accuracy(value, value, value))
-    online = dataclasses.replace(summary().online, waited_seconds=waited)
     phases = {"rollouts": 99.0, "learner": learning}
-    write_json(folder / "summary.json", summary(accuracy=accuracies, online=online, phases=phases))
-    steps = [step(number, jsd=1.0 if number < 18 else 0.25) for number in range(20)]
+    write_json(folder / "summary.json", summary(accuracy=accuracies, phases=phases))
+    wait = {"rollout_wait_s": waited / 20}
+    steps = [step(number, jsd=1.0 if number < 18 else 0.25, **wait) for number in range(20)]
     append_lines(folder / "metrics.jsonl", list(map(dataclasses.asdict, steps)))
     marks = [
         Marked(id=str(number), kind="colour", label="red", answer="red", finish="stop", correct=bool(right))
