@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import matplotlib
@@ -21,16 +22,9 @@ from masters_ray.evaluate import Interval
 from masters_ray.records import StepMetrics
 from masters_ray.report.instabilities import column, moving_median, spikes
 
-COLOURS = {
-    "before": "#c25e01",
-    "after": "#0072b2",
-    "teacher": "#00805c",
-    "ink": "#1c2128",
-    "muted": "#5c6571",
-    "grid": "#dde1e6",
-    "band": "#8a63b8",
-}
-"""Variable of the style sheet → colour that stands for it while drawing (after Okabe and Ito)."""
+_LIGHT, *_ = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8").split("@media")
+COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", _LIGHT))
+"""Variable of the style sheet → its colour on a light page (after Okabe and Ito), which stands for it while drawing."""
 _styled = matplotlib.rc_context(
     {
         "svg.fonttype": "none",
