@@ -133,10 +133,6 @@ class Journal:
         rows = (one for _, rows in sorted(self._left_out.rows.items()) for one in rows)
         return [Rejected(row=one["row"], reason=one["reason"], kind=one["kind"]) for one in rows]
 
-    def plot(self, name: str, value: float, step: int) -> None:
-        """Adds a point to a curve of the trackers. Raises StoreError when TensorBoard's cannot be written."""
-        self.trackers.send({name: value}, step)
-
     def finish(self, pages: Path | None = None) -> None:
         """Ends the trackers' runs. pages: the directory of a finished run, whose pages and samples they get first."""
         if pages is not None:

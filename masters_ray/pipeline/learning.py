@@ -51,7 +51,7 @@ def learn(run: RunContext, plan: Sequence[Stage], export_to: Path) -> None:
         with run.journal.phase("evaluation while learning"):
             run.measure_student(run.course, f"step-{step}", checkpoint)
         marks = course.measured(directory)
-        run.journal.plot("accuracy/student", accuracy(marks[step]).value, step)
+        run.journal.trackers.send({"accuracy/student": accuracy(marks[step]).value}, step)
         _remove_all_but({f"step-{course.best(marks)}"} if chooses else set(), directory.students)
     if chooses and export_to == directory.student:
         _keep_best(run)

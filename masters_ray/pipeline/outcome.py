@@ -97,11 +97,11 @@ def write(run: RunContext) -> None:
     write_json(directory.file(EXAMPLES), shown)
     write_json(directory.file(SUMMARY), summary)
     for name, found in measured.items():
-        run.journal.plot(f"accuracy/{name}", found.value, len(steps))
-    on_the_way = course.measured(directory)  # they were plotted then
+        run.journal.trackers.send({f"accuracy/{name}": found.value}, len(steps))
+    on_the_way = course.measured(directory)  # they were sent then
     for one in points:
         if one.step not in on_the_way:
-            run.journal.plot("accuracy/student", one.accuracy.value, one.step)
+            run.journal.trackers.send({"accuracy/student": one.accuracy.value}, one.step)
 
 
 def _split(loaded: data.Problems) -> facts.SplitFacts:

@@ -183,6 +183,7 @@ class Trackers:
                         opened.numbers(learner(row), row["step"])
 
     def send(self, values: dict[str, float], step: int) -> None:
+        """Raises StoreError when TensorBoard's file cannot be written."""
         self._last = max(self._last, step)
         self._each(lambda one: one.numbers(values, step))
 

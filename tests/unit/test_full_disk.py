@@ -32,7 +32,7 @@ def a_step(root: Path) -> None:
 
 def a_point(root: Path) -> None:
     with journal(root) as opened:
-        opened.plot("a", 1.0, 1)
+        opened.trackers.send({"a": 1.0}, 1)
 
 
 WRITERS: dict[str, Write] = {
