@@ -53,8 +53,7 @@ class Marked:
     correct: bool
     dataset: str = ""  # name of the data source
     refused: Refused | None = None  # why the model was not asked; the question then counts in no accuracy
-    by_rule: bool | None = None
-    """The rule's mark where a judge decided ``correct``; None where the rule did, or the question was refused."""
+    by_rule: bool | None = None  # the rule's mark where a judge decided ``correct``; else None
 
 
 def cut_share(marked: Sequence[Marked]) -> float:

@@ -13,8 +13,7 @@ import numpy as np
 
 IMAGE = "<image {}>"  # stands in a question's texts where the picture of this number, from 1, is shown
 Source = Literal["teacher", "student"]
-Finish = Literal["stop", "length"]
-"""Why generation ended. stop: an end-of-turn token; length: the answer was cut at its token limit."""
+Finish = Literal["stop", "length"]  # why generation ended: at an end-of-turn token; cut at the answer's token limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +36,7 @@ class Problem:
     """In the order in which IMAGE stands for them in question and choices; without any IMAGE, before the question."""
     choices: tuple[str, ...] = ()  # shown to the model below the question
     kind: str = "all"  # category of the question; accuracy is reported per kind
-    references: tuple[str, ...] = ()
-    """All answers that count as right, if there are several; ``label`` is the most frequent."""
+    references: tuple[str, ...] = ()  # all answers that count as right, if several; ``label`` is the most frequent
     suffix: str = ""  # shown to the model, not to judges, below question and choices
     rule: str = ""  # marks the answers in place of a judge; "judge": a judge does; "": as the configuration says
     dataset: str = ""  # name of the data source
@@ -141,10 +139,8 @@ class Refused:
 class ScoredAnswer:
     judged: JudgedAnswer
     teacher: TokenScores
-    reference_logprobs: np.ndarray
-    """float32 [tokens], log-probs under the reference policy: the student before training."""
-    behaviour_logprobs: np.ndarray | None = None
-    """float32 [tokens], log-probs under the student version that wrote the group; None: written before training."""
+    reference_logprobs: np.ndarray  # float32 [tokens], under the reference policy: the student before training
+    behaviour_logprobs: np.ndarray | None = None  # of the student that wrote the group; None: before training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,16 +154,14 @@ class Row:
     prompt_tokens: int  # tokens of the question with its pictures, as the student's engine read it
     teacher_digest: str
     student_digest: str
-    version: int | None = None
-    """Optimizer steps of the student that wrote an online group; None: written before training."""
+    version: int | None = None  # optimizer steps of the student that wrote an online group; None: before training
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup(Row):
     """A question with its judged and scored answers: a row of the store."""
 
-    answers: tuple[ScoredAnswer, ...]
-    """At least 2 judged answers; unjudged ones are left out and counted in ``AnswerTally``."""
+    answers: tuple[ScoredAnswer, ...]  # 2 or more, judged; unjudged ones are left out and counted in ``AnswerTally``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +186,12 @@ class StepMetrics:
     answer_tokens: int
     tokens: int  # tokens of all packed sequences; each prompt counts once per group
     tokens_per_second: float  # ``tokens`` times learner.updates_per_step, over all workers
-    padding_fraction: float
-    """Fraction of the workers' capacity that went to padding, or to waiting for a longer micro-batch."""
+    padding_fraction: float  # share of the workers' capacity spent on padding or on waiting for a longer micro-batch
     seconds: float  # wall time of the step without ``rollout_wait_s``
     rollout_wait_s: float  # seconds that the learner waited for the step's online rollouts
     fresh: int  # groups from online rollouts; 0 in an offline iteration
     age: float  # mean of ``OnlineStep.ages``
-    logprob_mismatch: float
-    """Mean absolute difference of the learner's and the writer's log-probs on the fresh groups, nats per token."""
+    logprob_mismatch: float  # mean |learner's − writer's log-prob| on the fresh groups, nats per token
     mfu: float
     """Necessary operations (``learner.work``) per second and worker, as a fraction of the rate that the device reaches
     on one large matrix product."""
@@ -280,13 +272,11 @@ class AnswerTally:
     answers: int = 0
     unjudged: int = 0
     empty: int = 0
-    compared: int = 0
-    """Answers with a verdict of both a judge model and the rule; the next three fields count among them."""
+    compared: int = 0  # answers with a verdict of a judge model and of the rule; the next three count among them
     judge_right: int = 0
     rule_right: int = 0
     judge_rule_agreements: int = 0
-    defused_answers: int = 0
-    """Answers that hold tags of the judge's prompts, which the judge is shown without their brackets."""
+    defused_answers: int = 0  # answers with tags of the judge's prompts, which it is shown without their brackets
     defused_questions: int = 0  # questions whose text, label or choices hold tags of the judge's prompts
     teacher_written: int = 0
     teacher_cut: int = 0

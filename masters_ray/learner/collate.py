@@ -45,8 +45,7 @@ class Collator:
         self._multiple = 128 if attention.kernel_for(device, dtype) == "flex" else 1
         self.pad_id = self.chat.tokenizer.pad_token_id or 0
         self._vocabulary: int = model.config.get_text_config().vocab_size
-        self.unfit: dict[tuple[int, int], str] = {}
-        """(stage, position) → why the stored row there must not be trained on."""
+        self.unfit: dict[tuple[int, int], str] = {}  # (stage, position) → why its stored row must not be trained on
 
     def read(self, table: pa.Table, indices: Sequence[int], failed: dict[int, Rejected]) -> MicroBatch | None:
         """Packs the readable rows of ``indices`` on the CPU, None without any, and adds the others to ``failed``."""

@@ -20,8 +20,7 @@ from masters_ray.config import Learner
 from masters_ray.errors import LearnerError
 
 _TAG = "student"
-BUCKET = 50_000_000
-"""Numbers that workers exchange at a time. DeepSpeed's own 500 million take 2 GB of each GPU, whatever the model."""
+BUCKET = 50_000_000  # numbers exchanged at a time; DeepSpeed's own 500 million take 2 GB of each GPU
 LIVE = 1_000_000_000  # most parameters that ZeRO 3 keeps gathered
 
 

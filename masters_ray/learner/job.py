@@ -33,12 +33,10 @@ class LearnerJob:
     iterations: tuple[Iteration, ...]
     max_staleness: int = 0  # largest staleness of a fresh group, in optimizer steps
     engine_dtype: str = "float32"  # number format of the engine that computed the reference log-probabilities
-    max_set_aside_share: float = 0.05
-    """Largest fraction of the questions whose stored rows may be unreadable; a single row always may."""
+    max_set_aside_share: float = 0.05  # of questions with unreadable stored rows; a single row always may be
     transfer: Transfer = "object_store"
     turns: bool = False
-    until: int | None = None
-    """Number of the step after which the student is exported and the learner ends; None: the last."""
+    until: int | None = None  # the step after which the student is exported and the learner ends; None: the last
     export_to: Path
     storage: Path  # directory for checkpoints and Ray Train's state
 
@@ -65,8 +63,7 @@ class GroupRewards:
     divergences: list[float]  # mean JSD of teacher and current student, nats
     distillation: list[float]
     advantages: list[float]
-    version: int | None = None
-    """``RolloutGroup.version``; distinguishes a fresh group from a stored one of the same position."""
+    version: int | None = None  # ``RolloutGroup.version``; tells a fresh group from a stored one of the same position
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,11 @@ from masters_ray.method.grpo import LossOutputs
 @dataclass(frozen=True, kw_only=True)
 class StepTotals:
     losses: list[float]  # of each group
-    metrics: dict[str, float]
-    """Fields of StepMetrics: means over groups; logprob_mismatch is a mean over the tokens of fresh groups."""
+    metrics: dict[str, float]  # of StepMetrics: means over groups; logprob_mismatch: over the tokens of fresh groups
     capacity: float  # tokens that all workers process if each round is filled to its longest micro-batch
     operations: float
     rewards: list[GroupRewards]  # of this worker's first two groups
-    gaps: Tensor
-    """[groups, 3], ``agreement.row_gaps`` between learner and behaviour policy; 0 for groups that are not fresh."""
+    gaps: Tensor  # [groups, 3], ``agreement.row_gaps`` of learner and behaviour policy; 0 for groups that are not fresh
 
 
 def step_totals(

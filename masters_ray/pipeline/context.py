@@ -84,7 +84,6 @@ class RunContext:
         self.iterations = schedule.iterations(self.plan, config.learner.groups_per_step, config.rollout.online_fraction)
         self.online = any(iteration.online for iteration in self.iterations)
         self.refreshes = config.rollout.student_refresh == "stage"
-        """Whether the student learns after each stage, and the trained student answers in the next."""
         self.questions = Questions(config, self.train, directory.file("difficulty"))
         self.proof = Proof(config, journal)
         self.measured = HeldOut(config, directory.root / "evaluation", self.held_out_data)

@@ -24,8 +24,7 @@ from masters_ray.replicas.processes import Role
 from masters_ray.replicas.spawn import Replicas
 
 Batch = Sequence[tuple[int, Problem]]  # questions with their positions in the order in which the run asks them
-JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge"}
-"""Judging model → the role of its replicas."""
+JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge"}  # judging model → its replicas' role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +47,9 @@ class _Question:
     digest: str  # digest of the question as the data hold it
     problem: Problem
     answers: dict[Source, tuple[Answer, ...]] = field(default_factory=dict)
-    verdicts: dict[tuple[JudgedBy, str], Verdict] = field(default_factory=dict)
-    """Judge and text of an answer → what the judge says of it."""
+    verdicts: dict[tuple[JudgedBy, str], Verdict] = field(default_factory=dict)  # by judge and text of an answer
     judged: list[JudgedAnswer] = field(default_factory=list)
-    stored: list[JudgedAnswer] = field(default_factory=list)
-    """The answers in its row: two or more with a readable verdict."""
+    stored: list[JudgedAnswer] = field(default_factory=list)  # answers in its row: two or more, with readable verdicts
     prompt_tokens: dict[Role, int] = field(default_factory=dict)  # model → length of the prompt, pictures included
     scores: dict[tuple[Role, TokenIds], int] = field(default_factory=dict)
     """Model and token ids of an answer → place of its scores in ``_Scores``."""

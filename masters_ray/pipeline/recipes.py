@@ -19,8 +19,7 @@ from masters_ray.progress import warn
 from masters_ray.records import Source
 from masters_ray.weight_sync.broker import Order
 
-OF_QUESTIONS = {"data", "questions"}
-"""Settings that tell which questions a store holds (``Questions.key``); no row depends on them."""
+OF_QUESTIONS = {"data", "questions"}  # which questions a store holds (``Questions.key``); no row depends on them
 
 
 @dataclass(frozen=True, kw_only=True)

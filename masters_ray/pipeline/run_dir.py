@@ -32,8 +32,7 @@ class RunDirectory:
         self.rollouts = Folder(config.rollout.store or self.root / "rollouts")
         self.learner = self.root / "learner"  # the learner's checkpoints, skipped steps and Ray Train's state
         self.student = self.root / "student"  # the trained student, a Hugging Face directory
-        self.students = self.root / "students"
-        """The student after stages and steps, and its marks there (evaluation.every)."""
+        self.students = self.root / "students"  # after stages and steps, with the marks there (evaluation.every)
         self._claim = self.root / "settings.json"
         self._config, self._settings = to_yaml(config), settings_of(config)
         if self._claim.exists() and (complaints := self._differences(read_record(self._claim, dict[str, Any]))):

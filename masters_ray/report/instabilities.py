@@ -14,8 +14,7 @@ _NEIGHBOURS = 5  # steps from the last of an instability within which the next b
 class Spike(NamedTuple):
     first: int  # step, like ``last``
     last: int
-    peaks: list[tuple[str, float, float]]
-    """Of each metric that jumped: its name, its largest value, the median of the steps around it."""
+    peaks: list[tuple[str, float, float]]  # (name, largest value, median around it) of each metric that jumped
 
 
 class Drift(NamedTuple):

@@ -40,8 +40,7 @@ class EvaluationFacts:
 
     marked_by: Literal["judge", "rule"]
     left_out: int  # questions that a model could not be asked; they count in no accuracy
-    cut: dict[str, float]
-    """Model (teacher, student_before, student_after) → fraction of its answers cut at ``max_tokens``."""
+    cut: dict[str, float]  # model (teacher, student_before, student_after) → share of its answers cut at ``max_tokens``
     max_tokens: int
     remarks: list[str]
 
@@ -78,8 +77,7 @@ class SourceFacts:
     set_aside: int  # rows that could not be used, and held-out ones
     dropped: int  # training questions without a row in a stage
     right: dict[str, float]  # writer (teacher, student) → fraction of its stored answers with R_acc = 1
-    accuracy: dict[str, Interval]
-    """Model (as in ``Accuracies``) → held-out accuracy on this source; empty without such questions."""
+    accuracy: dict[str, Interval]  # model (as in ``Accuracies``) → on its held-out questions; empty without any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +184,7 @@ class Summary:
     planned: Planned | None = None  # the last plan that was made for this run.dir before the run ended
     placement: Literal["turns", "beside"] | None = None  # of learner and engines; None: fully offline
     benchmarks: dict[str, BenchmarkRow] = field(default_factory=dict)  # lmms-eval's id of the task → what was measured
-    change: Change | None = None
-    """Of the student, after minus before. None, as the next: not noted by an earlier version."""
+    change: Change | None = None  # student after minus before; None, as the next: not noted by an earlier version
     rewards: RewardFacts | None = None
 
 
@@ -207,8 +204,7 @@ class Example:
     teacher: Marked | None = None
     answers: list[JudgedAnswer]
     rewards: GroupRewards | None = None
-    by_rule: list[bool] = field(default_factory=list)
-    """The rule's mark of each of ``answers``; empty: not noted by an earlier version."""
+    by_rule: list[bool] = field(default_factory=list)  # the rule's marks; empty: not noted by an earlier version
     outranked: Literal["above", "level", ""] = ""
     """As ``RewardFacts.above`` and ``level``; "": every right answer has a larger advantage than every wrong one."""
     reasons: list[OutrankedBy] = field(default_factory=list)

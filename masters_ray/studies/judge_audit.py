@@ -53,10 +53,8 @@ class JudgeFigures:
     name: str
     unjudged: int  # answers for which neither call was readable
     right: dict[str, float]  # source of the answers → fraction of the readable verdicts that say right
-    more_right: dict[str, Interval]
-    """Source → that fraction minus the rule's of the same answers; resamples whole questions."""
-    consistency: Interval
-    """Fraction of answers with equal verdicts in both passes, unreadable being a verdict; NaN for the rule."""
+    more_right: dict[str, Interval]  # source → that minus the rule's of the same answers; resamples whole questions
+    consistency: Interval  # share of answers with equal verdicts in both passes, unreadable ones too; NaN for the rule
     seconds_per_answer: float | None  # wall seconds of the first pass per answer; None for the rule
 
 
@@ -72,8 +70,7 @@ class JudgePair:
     wrong_right: int
     both_wrong: int
     share: float  # fraction of the answers on which both agree
-    kappa: Interval
-    """Cohen's κ. The interval resamples whole questions, which n counts, as their answers depend on each other."""
+    kappa: Interval  # Cohen's κ; resamples whole questions, which n counts, as their answers depend on each other
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,8 +40,7 @@ class Scanned:
     jsd: Interval  # mean over questions of the mean JSD of a question's answers
     jsd_by_source: dict[str, Interval]
     jsd_by_kind: dict[str, Interval]
-    against_best: Interval
-    """Mean over questions of the JSD minus the JSD at the best ratio. The intervals of all ratios hold at once."""
+    against_best: Interval  # mean over questions of JSD minus that at the best ratio; all intervals hold at once
     teacher_right: Interval | None  # R_acc of the masked teacher's answers; None, here and below: no answer has it
     teacher_right_by_kind: dict[str, Interval]
     teacher_reasoning: Interval | None  # r_rea, likewise
