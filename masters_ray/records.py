@@ -120,8 +120,6 @@ class TokenScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """An engine's scores of one answer."""
-
     prompt_tokens: int
     top: TokenScores
     own: np.ndarray  # float32 [tokens], log-probs of the answer's tokens at temperature 1

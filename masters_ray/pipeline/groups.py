@@ -29,8 +29,6 @@ JUDGES: Mapping[JudgedBy, Role] = {"student": "judge", "teacher": "teacher_judge
 
 @dataclass(frozen=True, kw_only=True)
 class MadeBatch:
-    """The rows, rejected questions and counts of a batch."""
-
     rows: pa.Table = field(default_factory=store.SCHEMA.empty_table)  # rows of store.SCHEMA, in the batch's order
     rejected: dict[int, Rejected] = field(default_factory=dict)  # position → why the question has no row
     tally: AnswerTally = field(default_factory=AnswerTally)

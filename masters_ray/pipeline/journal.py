@@ -81,10 +81,8 @@ class Journal:
 
     def event(self, kind: EventKind, text: str, step: int | None = None) -> None:
         """Appends to events.jsonl."""
-        append_lines(
-            self._directory.file("events.jsonl"),
-            [dataclasses.asdict(Event(time=_now(), kind=kind, text=text, step=step))],
-        )
+        event = Event(time=_now(), kind=kind, text=text, step=step)
+        append_lines(self._directory.file("events.jsonl"), [dataclasses.asdict(event)])
 
     def _warned(self, text: str) -> None:
         self.event("warning", text)

@@ -106,10 +106,7 @@ def write(run: RunContext) -> None:
 
 def _split(loaded: data.Problems) -> facts.SplitFacts:
     return facts.SplitFacts(
-        problems=len(loaded),
-        quarantined=loaded.set_aside,
-        digest=digest_of(loaded),
-        remarks=loaded.remarks,
+        problems=len(loaded), quarantined=loaded.set_aside, digest=digest_of(loaded), remarks=loaded.remarks
     )
 
 

@@ -30,10 +30,8 @@ def _environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        one.__name__: one for one in (percent, small_percent, interval, share, whole, decimal, cell)
-    }
-    environment.filters |= {one.__name__: one for one in (nats, parameters, duration, ratio, pick, as_written)}
+    numbers = (percent, small_percent, interval, share, whole, decimal, nats, parameters, duration, ratio)
+    environment.filters |= {one.__name__: one for one in (*numbers, cell, pick, as_written)}
     return environment
 
 

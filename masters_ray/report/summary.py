@@ -36,8 +36,6 @@ class Accuracies:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationFacts:
-    """How the held-out answers were marked."""
-
     marked_by: Literal["judge", "rule"]
     left_out: int  # questions that a model could not be asked; they count in no accuracy
     cut: dict[str, float]  # model (teacher, student_before, student_after) → share of its answers cut at ``max_tokens``
@@ -157,8 +155,6 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The content of a finished run's summary.json."""
-
     accuracy: Accuracies
     evaluation: EvaluationFacts
     judge: Judge

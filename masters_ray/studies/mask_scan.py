@@ -53,8 +53,7 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
     rollout, ratios, questions = config.rollout, len(config.schedule.stages), config.data.train_rows or 0
     # Measuring a row takes less than learning from it.
     time = told_time(
-        [directory.root.parent],
-        lambda rates: sample_seconds(config, rates) + questions * ratios * rates.group_seconds,
+        [directory.root.parent], lambda rates: sample_seconds(config, rates) + questions * ratios * rates.group_seconds
     )
     say(
         f"{questions} questions at {ratios} mask ratios: {questions * rollout.teacher_answers * ratios:,} answers of "
@@ -71,9 +70,7 @@ def scan(config: Config, directory: RunDirectory, config_file: str) -> Path:
 
 
 def scanned(
-    outcomes: Sequence[StageOutcome],
-    measured: Sequence[Sequence[Divergence]],
-    judged: Sequence[Sequence[JudgedText]],
+    outcomes: Sequence[StageOutcome], measured: Sequence[Sequence[Divergence]], judged: Sequence[Sequence[JudgedText]]
 ) -> list[Scanned]:
     """Returns the figures of each ratio. measured: its answers' divergences; judged: its judged answers."""
     by_question = [_by_question(rows) for rows in measured]
