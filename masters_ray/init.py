@@ -47,6 +47,7 @@ def write(file: Path, pair: str | None, train: str | None, held_out: str | None,
     if pair == TOY:
         toy = _toy(file.parent / TOY)
         base, words = "conf/demo.yaml", [f"{name}.checkpoint={toy}/pair/{name}" for name in ("teacher", "student")]
+        words += [f"data.{name}.rows=null" for name, path in paths.items() if path]  # conf/demo.yaml's are the toy's
         paths = {name: path or f"{toy}/questions/{name}.parquet" for name, path in paths.items()}
     for name, path in paths.items():
         words += _described(f"data.{name}", path or _asked(name.replace("_", "-"), f"data/{name}.jsonl"))

@@ -235,10 +235,14 @@ def load(
 
 
 def count(sources: Sequence[DataSource], most: int | None = None) -> int:
-    """Returns how many questions ``load`` takes if all can be used and none has fewer than its ``rows``; counts the
-    rows of the others, without their pictures."""
-    sizes = [one.rows or SourceReader(one, 1, PILLOW_MAX_PIXELS, NO_SPECIAL).size for one in sources]
+    """Returns how many questions ``load`` takes if all can be used; counts rows without their pictures. A source that
+    has ``rows`` and is not a file or folder of this machine is taken to have as many."""
+    sizes = [one.rows if one.rows and not Path(one.path).exists() else _size(one) for one in sources]
     return sum(mixture.quotas(sources, sizes, most))
+
+
+def _size(source: DataSource) -> int:
+    return SourceReader(source, 1, PILLOW_MAX_PIXELS, NO_SPECIAL).size
 
 
 def _kept(spool: Path, key: str) -> Problems | None:

@@ -43,6 +43,15 @@ def test_the_toy_pair_is_written_whole_and_its_file_says_what_comes_next() -> No
     assert cli.main(["validate", "conf/toy.yaml"]) == 0
 
 
+def test_own_questions_of_the_toy_pair_are_taken_all() -> None:
+    init.write(Path("mine.yaml"), "toy", rows(), None, None)
+    written = config.load("mine.yaml")
+    assert [(one.path, one.rows) for one in (*written.data.train, *written.data.held_out)] == [
+        ("rows.jsonl", None),
+        ("toy/questions/held_out.parquet", 720),
+    ]
+
+
 def test_keys_of_rows_are_found_by_the_readers_proposals(capsys: pytest.CaptureFixture[str]) -> None:
     path = rows(options_list=["red", "blue"])
     init.write(Path("mine.yaml"), "qwen3_vl_8b_2b", path, path, "1x80gb")

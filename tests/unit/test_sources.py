@@ -137,6 +137,9 @@ def test_every_turn_is_a_question_with_the_pictures_shown_until_then(tmp_path: P
         "7/3": ("<image 1>And <image 2> this?", 2),
     }
     assert count([source]) == 3
+    source.rows = 2160
+    assert count([source]) == 3, "a file has no more than it has"
+    source.rows = None
     source.turns = "first"
     first = load(source, 0.0, max_pictures=2)
     assert first.remarks == ["2 further questions of the same dialogues are not asked (turns: all asks them)"]
