@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import parameter, ray_constants, utils
+from ray._private import auto_init_hook, parameter, ray_constants, utils
 from ray._private import worker as ray_worker
 from ray._private.authentication import authentication_token_setup as tokens
 from ray._private.resource_and_label_spec import ResourceAndLabelSpec
@@ -158,6 +158,8 @@ def _init(**options: Any) -> None:
     utils.set_sigterm_handler = lambda _: None
     # Job submission uses the agent's default port: leave it to other clusters on this machine.
     parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    # Otherwise a thread that still asks Ray once it has ended would start another one.
+    auto_init_hook.enable_auto_connect = False
     # Otherwise Ray replaces the loopback address by that of a network interface.
     ray_constants.ENABLE_RAY_CLUSTER = options.get("address") != "local"
     try:

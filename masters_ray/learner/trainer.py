@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import ray.train
 from ray.data import DataContext, ExecutionOptions
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from masters_ray import store
 from masters_ray.config import Learner
@@ -43,6 +44,7 @@ def fit(
     """
     settings = job.settings
     reports, stops = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+    stops.actor.empty.remote()  # connects: a signal that ends Ray's servers leaves no other way to reach the actor
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     trainer = TorchTrainer(
@@ -75,15 +77,24 @@ def fit(
             ended.set_result(error)
         reports.put(None)
 
-    threading.Thread(target=run, name="learner", daemon=True).start()
+    thread = threading.Thread(target=run, name="learner", daemon=True)
+    thread.start()
+    coming = [reports.actor.get.remote()]
+
+    def following(timeout: float | None = None) -> Report | None:
+        """Returns the next report; the same one again after a call that was interrupted."""
+        report: Report | None = ray.get(coming[0], timeout=timeout)
+        coming[0] = reports.actor.get.remote()
+        return report
+
     try:
-        for report in iter(reports.get, None):
+        while (report := following()) is not None:
             on_report(report)
     except KeyboardInterrupt:
         say("the learner is asked to write a checkpoint after the step in progress")
-        stops.actor.put.remote(True)
-        for report in _last(reports, ended):
+        for report in _last(stops, following):
             on_report(report)
+        thread.join(_SECONDS_TO_ANSWER)  # Ray ends this process, silently, if a thread asks it while it shuts down
         raise
     for queue in (reports, stops):
         queue.shutdown(force=True)
@@ -91,22 +102,20 @@ def fit(
         raise LearnerError(_cause(error)) from error
 
 
-def _last(reports: Queue, ended: Future[Any]) -> Iterator[Report]:
-    """Yields the reports of a learner that was asked to stop, until it has, or has not in time, or Ray does not answer,
-    since its processes got the signal, too. ended: is done when the worker group has ended."""
+def _last(stops: Queue, following: Callable[[float], Report | None]) -> Iterator[Report]:
+    """Asks the learner to stop and yields its reports until it has. Ends earlier when it does not in time, or when Ray
+    does not answer, as its processes got the signal, too."""
     deadline = time.monotonic() + _SECONDS_TO_SAVE
-    while time.monotonic() < deadline:
-        try:
-            report = ray.get(reports.actor.get.remote(1.0), timeout=_SECONDS_TO_ANSWER)
-        except Empty:
-            if ended.done():
+    with suppress(RayError):
+        while time.monotonic() < deadline:
+            ray.get(stops.actor.put.remote(True), timeout=_SECONDS_TO_ANSWER)
+            try:
+                report = following(1.0)
+            except GetTimeoutError:
+                continue
+            if report is None:
                 return
-            continue
-        except RayError:
-            return
-        if report is None:
-            return
-        yield report
+            yield report
 
 
 def environment(settings: Learner) -> dict[str, str]:

@@ -1,4 +1,3 @@
-from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -6,7 +5,6 @@ import pytest
 from ray.exceptions import ActorDiedError, GetTimeoutError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.util.queue import Empty
 
 from masters_ray.errors import LearnerError
 from masters_ray.learner import trainer
@@ -25,26 +23,29 @@ def test_workers_say_themselves_once_what_stopped_them_and_a_process_that_ended_
 
 
 @pytest.mark.parametrize(
-    ("said", "ended", "heard"),
+    ("said", "answers", "heard"),
     [
-        (["a step", Empty(), "a checkpoint", None, "too late"], False, ["a step", "a checkpoint"]),
-        (["a step", Empty(), "too late"], True, ["a step"]),
-        (["a step", GetTimeoutError(), "too late"], False, ["a step"]),
-        (["a step", ActorDiedError(), "too late"], False, ["a step"]),
+        (["a step", GetTimeoutError(), "a checkpoint", None, "too late"], 9, ["a step", "a checkpoint"]),
+        (["a step", ActorDiedError(), "too late"], 9, ["a step"]),
+        (["a step", "too late"], 1, ["a step"]),
     ],
-    ids=["the learner has stopped", "the worker group has ended", "Ray does not answer", "Ray has ended"],
+    ids=["the learner has stopped", "Ray has ended", "Ray does not answer"],
 )
-def test_a_learner_that_was_asked_to_stop_is_heard_to_its_end(
-    said: list[Any], ended: bool, heard: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_learner_that_is_asked_to_stop_is_heard_until_it_has(
+    said: list[Any], answers: int, heard: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answered(one: Any, timeout: float) -> Any:
-        if isinstance(one, Exception):
+    asked: list[bool] = []
+
+    def answered(_: Any, timeout: float) -> None:
+        if len(asked) > answers:
+            raise GetTimeoutError
+
+    def following(timeout: float) -> Any:
+        if isinstance(one := said.pop(0), Exception):
             raise one
         return one
 
     monkeypatch.setattr(trainer.ray, "get", answered)
-    reports = SimpleNamespace(actor=SimpleNamespace(get=SimpleNamespace(remote=lambda _: said.pop(0))))
-    group = Future[None]()
-    if ended:
-        group.set_result(None)
-    assert list(trainer._last(reports, group)) == heard
+    stops: Any = SimpleNamespace(actor=SimpleNamespace(put=SimpleNamespace(remote=asked.append)))
+    assert list(trainer._last(stops, following)) == heard
+    assert set(asked) == {True}
