@@ -1,6 +1,6 @@
 """Make the pictures of docs/GALLERY.md: ``python -m examples.gallery [NAME …]``, from the project's directory.
 
-A page that is not there is made first, by the command that the gallery names: half an hour for all.
+A page that is not there is made first, by the command that the gallery names: a quarter of an hour for all.
 Chromium takes the pictures; a terminal's lines become an SVG.
 """
 
@@ -61,13 +61,13 @@ SHOTS = (
     ),
     Shot(
         name="study",
-        command="masters-ray study conf/study/refresh.yaml",
-        page="runs/studies/refresh/study.html",
+        command="masters-ray study conf/study/small.yaml",
+        page="runs/studies/small/study.html",
     ),
     Shot(
         name="study-dark",
-        command="masters-ray study conf/study/refresh.yaml",
-        page="runs/studies/refresh/study.html",
+        command="masters-ray study conf/study/small.yaml",
+        page="runs/studies/small/study.html",
         dark=True,
     ),
 )
