@@ -223,7 +223,8 @@ def check_study(folder: Path) -> None:
     study = figures["study"]
     seeds, reference = study["seeds"], study["reference"]
     runs = {(one["variant"], one["seed"]): Path(one["dir"]) for one in figures["runs"]}
-    marks = {place: _marks(run) for place, run in runs.items()}
+    marks = {place: _marks(run, "student_after") for place, run in runs.items()}
+    untrained = {place: _marks(run, "student_before") for place, run in runs.items()}
     accuracies = {place: _accuracy(own.values()) for place, own in marks.items()}
     of_runs, of_variants = tables(html)
     expected = []
@@ -251,6 +252,15 @@ def check_study(folder: Path) -> None:
             if id in marks[reference, seed]
         ]
         by_question = resampled(shared, key=str, least=-1.0)
+        before, teacher = (
+            float(np.mean([_accuracy(_marks(runs[name, seed], model).values()) for seed in seeds]))
+            for model in ("student_before", "teacher")
+        )
+        changed = [
+            (id, mark["correct"] - untrained[name, seed][id]["correct"])
+            for seed in seeds
+            for id, mark in marks[name, seed].items()
+        ]
         compared = [
             decimal(100 * float(np.mean(gains)), 1, sign=True),
             _over_seeds(gains),
@@ -262,8 +272,12 @@ def check_study(folder: Path) -> None:
         rows.append(
             [
                 name,
+                decimal(100 * teacher, 1),
+                decimal(100 * before, 1),
                 decimal(100 * float(np.mean(own)), 1),
                 _over_seeds(own),
+                decimal(100 * (float(np.mean(own)) - before), 1, sign=True),
+                interval(resampled(changed, key=str, least=-1.0), " to "),
                 *(["", "", ""] if name == reference else compared),
                 nats(float(np.mean(jsd))),
                 decimal(float(np.mean(learning)), 1),
@@ -278,8 +292,8 @@ def check_study(folder: Path) -> None:
     assert 'http-equiv="refresh"' not in html
 
 
-def _marks(run: Path) -> dict[str, dict[str, Any]]:
-    kept = read_marks(run / "evaluation" / "student_after.json")
+def _marks(run: Path, model: str) -> dict[str, dict[str, Any]]:
+    kept = read_marks(run / "evaluation" / f"{model}.json")
     return {one.id: vars(one) for one in kept if not one.refused}
 
 

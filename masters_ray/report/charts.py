@@ -69,10 +69,11 @@ def rows_chart(
     x_label: str,
     singles: Sequence[Sequence[float]] = (),
     reference: float | None = None,
+    before: Sequence[float] = (),
 ) -> Markup:
     """Draws a row per label with the 95 % interval of every series, in percent. With several series the axis goes from
     0 to 100 %, and values are written beside the markers. name: unique on the page; singles: values of each row, drawn
-    as small dots below; reference: x of a dashed line."""
+    as small dots below; reference: x of a dashed line; before: a value of each row, drawn as an upright stroke."""
     if not labels:
         return Markup()
     several = len(series) > 1
@@ -86,7 +87,10 @@ def rows_chart(
             text = f"{value:.1f}" if math.isfinite(value) else "not measured"
             axes.text(np.nanmax([value, high, -0.2]) + 1.2, height, text, va="center", fontsize=8)
     for row, single in enumerate(singles):
-        axes.plot(100 * np.array(single), [row + 0.2] * len(single), "o", color=COLOURS["before"], markersize=3.5)
+        axes.plot(100 * np.array(single), [row + 0.2] * len(single), "o", color=COLOURS["after"], markersize=3.5)
+    axes.plot(
+        100 * np.array(before), range(len(before)), "|", color=COLOURS["before"], markersize=15, markeredgewidth=2.4
+    )
     if reference is not None:
         axes.axvline(100 * reference, color=COLOURS["muted"], linewidth=0.9, linestyle="--")
     if several:

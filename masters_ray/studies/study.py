@@ -6,7 +6,7 @@ the accuracies of the untrained models; other runs reuse rows made by the same r
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,8 +65,11 @@ class VariantOutcome:
 
     name: str
     changes: dict[str, Any]
+    before: Interval  # of the untrained student
+    teacher: Interval
     accuracies: list[float]
     accuracy: Interval
+    gain_by_question: Interval  # mark minus the untrained student's, resampled as ``difference_by_question``
     difference: Interval  # accuracy minus the reference's with the same seed
     difference_by_question: Interval
     """Mark minus the reference's on the same question with the same seed; resamples whole questions, with all their
@@ -111,23 +114,22 @@ def outcomes(study: Study, configs: Mapping[runs.Place, Config]) -> list[Variant
     folders = {name: [Path(configs[name, seed].run.dir) for seed in study.seeds] for name in study.variants}
     summaries = {name: list(map(read_summary, own)) for name, own in folders.items()}
     accuracies = {name: [one.accuracy.student_after.value for one in own] for name, own in summaries.items()}
-    correct = {name: list(map(_correct, own)) for name, own in folders.items()}
+    correct = {name: [_correct(folder, "student_after") for folder in own] for name, own in folders.items()}
     found = []
     for name, changes in study.variants.items():
-        shared = [
-            (question, own[question] - other[question])
-            for own, other in zip(correct[name], correct[study.reference], strict=True)
-            for question in own.keys() & other.keys()
-        ]
+        untrained = [_correct(folder, "student_before") for folder in folders[name]]
         pairs = zip(accuracies[name], accuracies[study.reference], strict=True)
         found.append(
             VariantOutcome(
                 name=name,
                 changes=changes,
+                before=mean([one.accuracy.student_before.value for one in summaries[name]]),
+                teacher=mean([one.accuracy.teacher.value for one in summaries[name]]),
                 accuracies=accuracies[name],
                 accuracy=mean(accuracies[name]),
+                gain_by_question=_by_question(correct[name], untrained),
                 difference=mean([own - other for own, other in pairs]),
-                difference_by_question=resampled_share([gain for _, gain in shared], [id for id, _ in shared], -1.0),
+                difference_by_question=_by_question(correct[name], correct[study.reference]),
                 jsd=mean(list(map(_last_jsd, folders[name]))),
                 seconds=mean([one.phases["learner"] for one in summaries[name]]),
                 waited=mean([sum(step.rollout_wait_s for step in read_metrics(folder)) for folder in folders[name]]),
@@ -160,10 +162,17 @@ def drawn(study: Study, configs: Mapping[runs.Place, Config], told: Mapping[runs
     return write
 
 
-def _correct(folder: Path) -> dict[str, int]:
-    """Returns the id of a held-out question → 1 if the trained student's answer is right, otherwise 0."""
-    marks = held_out.read_marks(folder / "evaluation" / "student_after.json")
+def _correct(folder: Path, model: str) -> dict[str, int]:
+    """Returns the id of a held-out question → 1 if the model's answer is right, otherwise 0."""
+    marks = held_out.read_marks(folder / "evaluation" / f"{model}.json")
     return {mark.id: int(mark.correct) for mark in marks if not mark.refused}
+
+
+def _by_question(own: Iterable[dict[str, int]], others: Iterable[dict[str, int]]) -> Interval:
+    """Returns the mean difference of marks (one ``_correct`` per seed) on the questions of both."""
+    seeds = zip(own, others, strict=True)
+    gains = [(one[id] - other[id], id) for one, other in seeds for id in one.keys() & other.keys()]
+    return resampled_share([gain for gain, _ in gains], [id for _, id in gains], -1.0)
 
 
 def _last_jsd(folder: Path) -> float:

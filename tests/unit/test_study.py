@@ -112,20 +112,23 @@ def test_a_wrong_study_is_refused_before_anything_runs(old: str, new: str, told:
 
 
 def finished(config: Config, correct: list[int], first: int = 0, learning: float = 10.0, waited: float = 0.0) -> None:
-    """Leaves a run. first: its first question; learning: seconds of the learner's phase, of which it waited so many."""
+    """Leaves a run whose untrained student was right half the time. first: its first question; learning: seconds of the
+    learner's phase, of which it waited so many."""
     folder = Path(config.run.dir)
     value = sum(correct) / len(correct)
-    accuracies = dataclasses.replace(summary().accuracy, student_after=accuracy(value, value, value))
+    after, before = accuracy(value, value, value), accuracy(0.5, 0.4, 0.6)
+    accuracies = dataclasses.replace(summary().accuracy, student_after=after, student_before=before)
     phases = {"rollouts": 99.0, "learner": learning}
     write_json(folder / "summary.json", summary(accuracy=accuracies, phases=phases))
     wait = {"rollout_wait_s": waited / 20}
     steps = [step(number, jsd=1.0 if number < 18 else 0.25, **wait) for number in range(20)]
     append_lines(folder / "metrics.jsonl", list(map(dataclasses.asdict, steps)))
-    marks = [
-        Marked(id=str(number), kind="colour", label="red", answer="red", finish="stop", correct=bool(right))
-        for number, right in enumerate(correct, first)
-    ]
-    held_out.write_marks(folder / "evaluation" / "student_after.json", marks, "questions", "model")
+    for name, own in (("student_before", [n % 2 for n in range(len(correct))]), ("student_after", correct)):
+        marks = [
+            Marked(id=str(number), kind="colour", label="red", answer="red", finish="stop", correct=bool(right))
+            for number, right in enumerate(own, first)
+        ]
+        held_out.write_marks(folder / "evaluation" / f"{name}.json", marks, "questions", folder.parent.name)
 
 
 def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_learners_phase(tmp_path: Path) -> None:
@@ -145,10 +148,17 @@ def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_lea
     assert by_question.low < -0.1 < by_question.high
     page = studies.drawn(study, configs, {})().read_text()
     *_, head, _, first, second, _, headline, _, told = (study.dir / "study.md").read_text().splitlines()
+    assert (whole.before.value, whole.teacher.value) == (0.5, summary().accuracy.teacher.value)
+    assert (whole.gain_by_question.value, whole.gain_by_question.n) == (pytest.approx(0.2), 17)
     assert headline == "“No mask!” is worse than “whole” by 10.0 points (10.0 to 10.0)." and headline in text_of(page)
     assert head.endswith("| JSD at the end | learning, s | waiting, s |") and "“waiting, s” is the part" in told
-    assert first.startswith("| whole | 70.0 | ") and first.endswith(" | 0.2500 | 25.5 | 0.0 |")
-    assert second.startswith("| No mask! | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in second
+    teacher = f"{100 * whole.teacher.value:.1f}"
+    assert (
+        first.startswith(f"| whole | {teacher} | 50.0 | 70.0 | ")
+        and " | +20.0 | " in first
+        and first.endswith(" | 0.2500 | 25.5 | 0.0 |")
+    )
+    assert second.startswith(f"| No mask! | {teacher} | 50.0 | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in second
     assert '<td class="number">25.5</td><td class="number">12.5</td><td>' in page
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
     alone = dataclasses.replace(study, variants={"whole": {}})
@@ -172,8 +182,7 @@ def leave(config: Config) -> None:
     folder = Path(config.run.dir)
     finished(config, [1, 0])
     (folder / "rollouts").mkdir()
-    for name in ("student_before", "teacher"):
-        (folder / "evaluation" / f"{name}.json").write_text(json.dumps(f"{name} of {folder.parent.name}"))
+    (folder / "evaluation" / "teacher.json").write_text(json.dumps({"model": folder.parent.name}))
 
 
 def states(folder: Path) -> list[list[str]]:
@@ -187,7 +196,8 @@ def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, m
     shown: list[list[list[str]]] = []
 
     def make_run(config: Config, directory: RunDirectory, base: str, turns: None) -> None:
-        measured = [json.loads(file.read_text()) for file in sorted((directory.root / "evaluation").glob("*.json"))]
+        files = sorted((directory.root / "evaluation").glob("*.json"))
+        measured = [f"{file.stem} of {json.loads(file.read_text())['model']}" for file in files]
         made.append((directory.root.parent.name, config.rollout.store, config.rollout.reuse, measured))
         append_lines(directory.file("metrics.jsonl"), [dataclasses.asdict(step(1))])
         append_lines(directory.file("skipped.jsonl"), [{"step": 2}])
@@ -285,13 +295,17 @@ def test_a_study_says_first_what_it_costs(tmp_path: Path) -> None:
     }
 
 
-def outcome(name: str, low: float, high: float, value: float = 0.021) -> studies.VariantOutcome:
-    """Of a variant whose difference to the reference has these bounds over the seeds; over questions −1 … 1."""
+def outcome(name: str, low: float, high: float, value: float = 0.021, lost: float = 0.0) -> studies.VariantOutcome:
+    """Of a variant whose difference to the reference has these bounds over the seeds; over questions −1 … 1. lost: what
+    it is below the untrained student, with bounds 0.01 apart."""
     one, wide = Interval(value=0.5, low=0.4, high=0.6, n=3), Interval(value=0.0, low=-0.01, high=0.01, n=90)
     difference = Interval(value=value, low=low, high=high, n=3)
     return studies.VariantOutcome(
         name=name,
         changes={},
+        before=dataclasses.replace(one, value=0.5 + lost),
+        teacher=one,
+        gain_by_question=dataclasses.replace(wide, value=-lost, low=-lost - 0.01, high=-lost + 0.01),
         accuracies=[0.5],
         accuracy=one,
         difference=difference,
@@ -316,6 +330,11 @@ REFERENCE = outcome("base", 0.0, 0.0, 0.0)
             [("a", 0.004, 0.038), ("b", -0.1, 0.1), ("c", -0.1, 0.0)],
             "“a” is better than “base” by 2.1 points (0.4 to 3.8); “b” and “c” cannot be told from “base”.",
         ),
+        (
+            [("a", -0.1, 0.1, 0.0, 0.125), ("b", 0.004, 0.038, 0.021, 0.01)],
+            "One variant ends below the untrained student: “a” by 12.5 points (62.5 % before). “b” is better than "
+            "“base” by 2.1 points (0.4 to 3.8); “a” cannot be told from “base”.",
+        ),
         ([], "“base” has 50.0 %, and nothing is compared with it."),
     ],
 )
@@ -329,7 +348,7 @@ def test_a_study_says_in_words_what_its_intervals_tell_apart(others: list[tuple[
         return " ".join(render("masters_ray.studies", "study.headline.jinja", **values).split())
 
     assert headline() == told
-    assert headline(unfinished=3).startswith("1 of 4 runs are finished. “")
+    assert headline(unfinished=3) == f"1 of 4 runs are finished. {told}".replace("is compared", "is yet compared")
     assert headline(outcomes=[], unfinished=4) == "0 of 4 runs are finished."
     if len(others) == 1:
         assert headline(several=False) == "“a” cannot be told from “base” (+0.0 points, -1.0 to 1.0)."
