@@ -149,6 +149,7 @@ def drawn(study: Study, configs: Mapping[runs.Place, Config], told: Mapping[runs
         "several": len(study.seeds) > 1,
         "waited": any(one.waited.value > 0 for one in found),
         "charts": charts,
+        "kept": dict[str, str](),  # charts that the page has drawn
     }
 
     def write() -> Path:

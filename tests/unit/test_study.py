@@ -131,7 +131,9 @@ def finished(config: Config, correct: list[int], first: int = 0, learning: float
         held_out.write_marks(folder / "evaluation" / f"{name}.json", marks, "questions", folder.parent.name)
 
 
-def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_learners_phase(tmp_path: Path) -> None:
+def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_learners_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every seed asks other held-out questions; three are asked by both. Rows, which variants share, take no time."""
     study, configs = two(tmp_path)
     right = {("whole", 0): 8, ("whole", 1): 6, ("No mask!", 0): 7, ("No mask!", 1): 5}
@@ -160,7 +162,13 @@ def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_lea
     )
     assert second.startswith(f"| No mask! | {teacher} | 50.0 | 60.0 | ") and " | -10.0 | -10.0 to -10.0 | " in second
     assert '<td class="number">25.5</td><td class="number">12.5</td><td>' in page
+    assert "Two seeds can hardly show anything" in page and "does not show a difference; there may be one" in page
+    assert "each seed draws its own" in text_of(page), "data.held_out.rows: 720"
     assert "schedule.max_ratio=0" in page and page.count("<svg") == 2
+    draw = MagicMock(wraps=studies.charts.rows_chart)
+    monkeypatch.setattr(studies.charts, "rows_chart", draw)
+    write = studies.drawn(study, configs, {})
+    assert [write().read_text().count("<svg") for _ in range(3)] == [2, 2, 2] and draw.call_count == 2, "drawn once"
     alone = dataclasses.replace(study, variants={"whole": {}})
     assert studies.drawn(alone, dict(studies._configs(alone)), {})().read_text().count("<svg") == 1, "no other variant"
 
