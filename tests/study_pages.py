@@ -86,7 +86,7 @@ def check_scan(folder: Path) -> None:
         lowest = own is best
         expected.append(
             [
-                percent(one["ratio"]),
+                f"{100 * one['ratio']:g} %",
                 percent(one["sparsity"], 3),
                 nats(jsd.value),
                 bounds(jsd, nats),
@@ -101,7 +101,9 @@ def check_scan(folder: Path) -> None:
             for kind in kinds
         ]
         cut = one["teacher_cut"] / one["teacher_written"]
-        answered.append([percent(one["ratio"]), percent(cut), share(resampled(right, key=str)), *map(share, by_kind)])
+        answered.append(
+            [f"{100 * one['ratio']:g} %", percent(cut), share(resampled(right, key=str)), *map(share, by_kind)]
+        )
     assert tables(html) == [expected, answered]
     assert figures["headline"] in text_of(html)
     advice = figures["advice"]

@@ -111,7 +111,8 @@ def rows_chart(
 @_styled
 def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label: str, y_label: str) -> Markup:
     """Draws a line per series that has a value, each point with its interval; points of the same x stand side by side.
-    A dashed line marks 0 if an interval reaches below it. name: unique on the page."""
+    A dashed line marks 0 if an interval reaches below it; if all lie far above, the axis starts below the lowest. name:
+    unique on the page."""
     drawn = [one for one in series if any(one.means)]
     if not drawn:
         return Markup()
@@ -127,7 +128,8 @@ def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label
     if np.nanmin(bounds) < 0:
         axes.axhline(0, color=COLOURS["muted"], linewidth=0.9, linestyle="--")
     else:
-        axes.set_ylim(0, 1.06 * np.nanmax(bounds) or 1.0)
+        low, high = np.nanmin(bounds), np.nanmax(bounds) or 1.0
+        axes.set_ylim(0 if low < high / 2 else low - 0.06 * (high - low or low), high + 0.06 * (high - low or high))
     figure.legend(loc="outside upper center", ncols=min(2, len(drawn)), frameon=False, handletextpad=0.4)
     return _svg(figure, name, f"{y_label} over {x_label}")
 

@@ -360,25 +360,25 @@ HIGHER = "; the divergence is higher again there."
     [
         (
             scanned(r40=0.2, r20=0.1, r0=0.15),
-            "Start at 0.2 (schedule.max_ratio=0.2 schedule.step=0.05): the divergence is lowest there, and lower than "
-            f"without a mask. Over-masked: 0.4{HIGHER}",
+            "Start at 20 % (schedule.max_ratio=0.2 schedule.step=0.05): the divergence is lowest there, and lower than "
+            f"without a mask. Over-masked: 40 %{HIGHER}",
         ),
         (
             scanned(r40=0.1, r20=0.2, r0=0.3),
-            "Start at 0.4 (schedule.max_ratio=0.4 schedule.step=0.1): the divergence is lowest there, and lower "
+            "Start at 40 % (schedule.max_ratio=0.4 schedule.step=0.1): the divergence is lowest there, and lower "
             "than without "
             "a mask. It is the largest ratio that was scanned: scan larger ones.",
         ),
         (
             scanned(r40=0.3, r20=0.2, r0=0.1),
             "Start without a mask (schedule.max_ratio=0): no mask brings the teacher nearer to the student. "
-            f"Over-masked: 0.2 and 0.4{HIGHER}",
+            f"Over-masked: 20 % and 40 %{HIGHER}",
         ),
         (
             scanned(r40=0.2, r20=0.1),
-            "Start at 0.2 (schedule.max_ratio=0.2 schedule.step=0.05): the divergence is lowest there. Whether "
+            "Start at 20 % (schedule.max_ratio=0.2 schedule.step=0.05): the divergence is lowest there. Whether "
             "it is lower "
-            f"than without a mask is not known: scan 0, too. Over-masked: 0.4{HIGHER}",
+            f"than without a mask is not known: scan the ratio 0, too. Over-masked: 40 %{HIGHER}",
         ),
         (scanned(r20=0.1), "One ratio was scanned, so there is nothing to compare it with: scan several (--ratios)."),
         (
@@ -403,7 +403,7 @@ def test_what_cannot_be_told_apart_is_said_with_the_number_of_questions_that_cou
     assert re.fullmatch(
         r"These 40 questions cannot tell the ratios apart, so none is recommended. About [23],\d00 would be "
         r"needed to tell "
-        r"0.2 from 0 if they differ as much as measured here.",
+        r"20 % from 0 % if they differ as much as measured here.",
         advice(found),
     )
 
@@ -412,16 +412,16 @@ def test_an_interval_that_touches_0_tells_nothing_apart() -> None:
     """Over-masked ratios do not make a start: what counts is whether the lowest is below that of no mask."""
     strong, best, none = scanned(r40=0.2, r20=0.1, r0=0.15)
     touching = Interval(value=0.05, low=0.0, high=0.1, n=40)
-    assert advice([strong, best, replace(none, against_best=replace(touching, low=1e-9))]).startswith("Start at 0.2 ")
+    assert advice([strong, best, replace(none, against_best=replace(touching, low=1e-9))]).startswith("Start at 20 % ")
     assert advice([strong, best, replace(none, against_best=touching)]) == (
         "These 40 questions cannot tell whether a mask helps, so no start is recommended: the divergence is "
-        "lowest at 0.2, "
-        "but not known to be lower than without a mask. About 76 would be needed to tell 0.2 from 0 if they "
+        "lowest at 20 %, "
+        "but not known to be lower than without a mask. About 76 would be needed to tell 20 % from 0 % if they "
         "differ as much "
-        f"as measured here. Over-masked: 0.4{HIGHER}"
+        f"as measured here. Over-masked: 40 %{HIGHER}"
     )
     assert advice([replace(strong, against_best=touching), best, none]).endswith(
-        "and lower than without a mask. These 40 questions cannot tell it from 0.4."
+        "and lower than without a mask. These 40 questions cannot tell it from 40 %."
     )
 
 
@@ -475,12 +475,25 @@ def test_table_and_page_show_every_ratio_and_the_rewards_that_were_asked_for(tmp
     for reasoning, last in ((None, "80.0%"), (1, "100.0%")):
         lines, page = shown(tmp_path, scanned(r40=0.2, r0=0.1, reasoning=reasoning))
         assert ("R_rea" in lines[0]) == ("R_rea" in page) == bool(reasoning)
-        assert (lines[1].split()[5], lines[1].split()[-1]) == ("20.0%", last) and ">cut</th>" in page
+        assert (lines[1].split()[6], lines[1].split()[-1]) == ("20.0%", last) and ">cut</th>" in page
     lines, page = shown(tmp_path, mask_scan.scanned([stage_outcome()], [rows(0.1)], [[]]))
     assert lines[1].split()[-1] == "–" and "The teacher wrote no answers" in page
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
     lines, page = shown(tmp_path, found)
-    assert [line.split()[0] for line in lines[1:]] == ["0.4", "0.2", "0"]
-    assert page.count("<svg") == 3 and "40.0 %" in page and "Over-masked: 0.4" in page
+    assert tables(page)[0][0][0] == "40 %", "as in the headline"
+    assert [line.split()[0] for line in lines[1:]] == ["40", "20", "0"]
+    assert page.count("<svg") == 3 and "Over-masked: 40 %" in page
     colour = found[0].teacher_right_by_kind["colour"]
     assert f'<td class="number">60.0 % ({100 * colour.low:.1f}–{100 * colour.high:.1f})</td>' in page
+
+
+def test_a_ratio_without_a_question_of_a_kind_has_a_dash_in_that_kinds_column(tmp_path: Path) -> None:
+    """The strong mask's answers about shape were all dropped: neither divergence nor reward of that kind is known."""
+    kept = [one for one in rows(0.2) if one.kind == "colour"]
+    answers = [one for one in judged(0.6) if one.kind == "colour"]
+    stages = [stage_outcome(ratio=0.4), stage_outcome(ratio=0.0)]
+    found = mask_scan.scanned(stages, [kept, rows(0.1)], [answers, judged(1.0)])
+    assert (found[0].against_best.n, found[0].jsd_by_kind.keys()) == (20, {"colour"})
+    _, page = shown(tmp_path, found)
+    for strong, none in tables(page):
+        assert strong[-1] == "–" and "–" not in {strong[-2], none[-2], none[-1]}
