@@ -61,6 +61,15 @@ def bounds(found: Interval, form: Callable[[float], str]) -> str:
     return f"{form(found.low)} to {form(found.high)}"
 
 
+def check_date(html: str, run: Path) -> None:
+    """The page tells when the run directory was first worked on, and by which code."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    started = next(one["time"] for one in events if one["kind"] == "start")
+    code = [one["text"] for one in events if one["kind"] == "code"]
+    assert f"started</dt><dd>{started.replace('T', ' ').replace('+00:00', ' UTC')}<" in html
+    assert f"code</dt><dd>{f'<code>{code[-1]}</code>' if code else 'not noted'}<" in html
+
+
 def check_scan(folder: Path) -> None:
     html, figures = (folder / "mask_scan.html").read_text(), read(folder / "mask_scan.json")
     stages = range(len(figures["ratios"]))
@@ -106,6 +115,7 @@ def check_scan(folder: Path) -> None:
         )
     assert tables(html) == [expected, answered]
     assert figures["headline"] in text_of(html)
+    check_date(html, folder)
     advice = figures["advice"]
     assert advice["lowest"] == made[questions.index(best)]["ratio"]
     assert f"{figures['questions']} questions" in text_of(html) or advice["start"] is not None
@@ -124,7 +134,8 @@ def check_audit(folder: Path) -> None:
         k = _kappa(cases, first, said["rule"][0], "all")
         same = resampled([(case.position, one == two) for case, one, two in zip(cases, first, again, strict=True)])
         assert row[:4:2] == [name, ""] or row[0] == name
-        assert row[1] == f"{decimal(k.value)} ({decimal(k.low)} to {decimal(k.high)})"
+        told = f" ({decimal(k.low)} to {decimal(k.high)})" if k.low < k.high else ""
+        assert row[1] == f"{decimal(k.value)}{told}"
         assert row[3] == share(same)
     seconds = {name: parts[0]["seconds"] for name, parts in passes.items()}
     assert costs == [
@@ -142,6 +153,7 @@ def check_audit(folder: Path) -> None:
         for one, other in names
         for of in ("all", "teacher", "student")
     ]
+    check_date(html, folder)
     _check_disagreements(html, cases, {name: of[0] for name, of in said.items()}, counts)
     assert figures["headline"] in text_of(html)
 
@@ -154,7 +166,7 @@ def _shares(name: str, cases: Sequence[JudgedText], said: Sequence[int | None]) 
             float(np.mean(values)) for values in zip(*((one, c.accuracy) for c, one in read), strict=True)
         )
         inside, outside = more.low >= -0.05 and more.high <= 0.05, more.high < -0.05 or more.low > 0.05
-        told = "within" if inside else "outside" if outside else "cannot be told"
+        told = "yes" if inside else "no" if outside else "unknown"
         change = f"{decimal(100 * more.value, 1, sign=True)} ({interval(more, ' to ')})"
         yield [name, source, percent(right), percent(by_rule), change, told]
 
@@ -184,7 +196,7 @@ def _agreement(
     k = _kappa(cases, first, second, of)
     counts = [str(both.count(pair)) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))]
     same = percent(sum(a == b for a, b in both) / len(both))
-    told = bounds(k, lambda number: decimal(number, 3)) if k.low == k.low else "–"
+    told = bounds(k, lambda number: decimal(number, 3)) if k.low < k.high else "–"
     return [f"{name}, {other}", of, *counts, same, decimal(k.value, 3), told]
 
 
@@ -291,6 +303,7 @@ def check_study(folder: Path) -> None:
     links = re.findall(r'<a href="([^"#]+)"', html)
     assert [folder / link for link in links] == [run / "report.html" for run in runs.values()]
     assert all((folder / link).is_file() for link in links)
+    check_date(html, runs[reference, seeds[0]])
     assert 'http-equiv="refresh"' not in html
 
 

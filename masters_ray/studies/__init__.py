@@ -15,8 +15,9 @@ from masters_ray.pipeline.outcome import versions
 from masters_ray.plan.forecast import Forecast, cores_of, forecast
 from masters_ray.plan.rates import Rates
 from masters_ray.progress import say, warn
+from masters_ray.records import Event
 from masters_ray.report.render import duration, render
-from masters_ray.report.summary import METRICS
+from masters_ray.report.summary import METRICS, read_optional
 
 
 def sample(config: Config, name: str, questions: int, ratios: Sequence[float]) -> Config:
@@ -65,7 +66,8 @@ def publish(folder: Path, study: str, config: Config, figures: Mapping[str, Any]
     table."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     made_by = {"command": command, "versions": dict(versions()), "yaml": to_yaml(config), "config": config}
-    values = {**made_by, **drawn, **figures}
+    events = read_optional(Path(config.run.dir), "events.jsonl", Event)
+    values = {**made_by, "events": events, **drawn, **figures}
     values["headline"] = " ".join(render(__name__, f"{study}.headline.jinja", **values).split())
     text, page = (render(__name__, f"{study}.{name}.jinja", **values) for name in ("table", "html"))
     write_json(folder / f"{study}.json", as_json({**figures, "headline": values["headline"]}))

@@ -34,7 +34,7 @@ from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.replicas.spec import specs
 from masters_ray.studies import publish, sample, sample_seconds, told_time
-from masters_ray.studies.statistics import resampled, resampled_share
+from masters_ray.studies.statistics import questions_needed, resampled, resampled_share
 
 LIMITS = {"more right": (-0.05, 0.05), "κ": (0.6, math.inf), "consistency": (0.9, math.inf)}
 """Measure of a judge → bounds within which it is fit to train on; the page says why."""
@@ -133,6 +133,7 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
         "judges": judges,
         "kappas": kappas,
         "fitness": {one.name: fitness(one, kappas.get(one.name)) for one in judges if one.name != "rule"},
+        "needed": {one.name: needed(one, kappas.get(one.name)) for one in judges if one.name != "rule"},
         "pairs": agreements,
         "disagreements": len(differing),
     }
@@ -144,14 +145,28 @@ def audit(config: Config, directory: RunDirectory, config_file: str) -> Path:
 def fitness(judge: JudgeFigures, kappa: Interval | None) -> dict[str, Literal["fit", "unfit", "open"]]:
     """Returns measure → whether its interval lies inside its limits, outside, or neither: κ with the rule, consistency,
     and more right of each source's answers. A judge is unfit by one that is outside, and fit if all are inside."""
-    found = {f"more right, {source}": change for source, change in judge.more_right.items()}
-    found |= {"κ": kappa or resampled_share([], []), "consistency": judge.consistency}
     said: dict[str, Literal["fit", "unfit", "open"]] = {}
-    for name, one in found.items():
-        low, high = LIMITS[name.partition(",")[0]]
+    for name, (one, low, high) in _measures(judge, kappa).items():
         inside, outside = low <= one.low and one.high <= high, one.high < low or one.low > high
         said[name] = "fit" if inside else "unfit" if outside else "open"
     return said
+
+
+def needed(judge: JudgeFigures, kappa: Interval | None) -> float:
+    """Returns how many questions would in four of five samples tell the measures that ``fitness`` leaves open, if they
+    are as measured; 0 without one, NaN if one has no value or is at a limit."""
+    said, most = fitness(judge, kappa), [0.0]
+    for name, (one, *limits) in _measures(judge, kappa).items():
+        if said[name] == "open":
+            most.append(questions_needed(replace(one, value=min(abs(one.value - limit) for limit in limits))))
+    return max(most) if all(map(math.isfinite, most)) else math.nan
+
+
+def _measures(judge: JudgeFigures, kappa: Interval | None) -> dict[str, tuple[Interval, float, float]]:
+    """Returns measure → its interval and its limits."""
+    found = {f"more right, {source}": change for source, change in judge.more_right.items()}
+    found |= {"κ": kappa or resampled_share([], []), "consistency": judge.consistency}
+    return {name: (one, *LIMITS[name.partition(",")[0]]) for name, one in found.items()}
 
 
 def _judging(config: Config, rates: Rates) -> float:

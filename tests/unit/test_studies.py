@@ -4,7 +4,7 @@ import json
 import math
 import re
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +14,11 @@ import pytest
 from masters_ray import config as configuration
 from masters_ray.cli import main
 from masters_ray.evaluate import Interval
-from masters_ray.files import as_json
+from masters_ray.files import append_lines, as_json
 from masters_ray.learner.measure import Divergence
 from masters_ray.pipeline.run_dir import RunDirectory
 from masters_ray.plan.rates import Rates
-from masters_ray.records import JudgedText, Source
+from masters_ray.records import Event, JudgedText, Source
 from masters_ray.replicas.judge import Verdict
 from masters_ray.report.render import render
 from masters_ray.studies import judge_audit, mask_scan, sample, sample_seconds, told_time
@@ -27,7 +27,7 @@ from masters_ray.studies.mask_scan import Scanned, advise
 from masters_ray.studies.statistics import mean, questions_needed, resampled_mean, resampled_share
 from tests.builders import group, scored, stage_outcome, written
 from tests.conftest import DEMO
-from tests.study_pages import tables, text_of
+from tests.study_pages import check_date, tables, text_of
 from tests.unit.test_plan_rates import write_run
 
 exactly = pytest.approx
@@ -165,6 +165,11 @@ def test_an_audit_judges_answers_twice_and_shows_what_differs(tmp_path: Path, mo
     config = judge_audit.audit_config(configuration.load(DEMO, words), 3, 0.0)
     assert configuration.violations(config) == []
     assert config.judges == {"rule"}, "which leaves no answer out"
+    told = Event(time="2026-11-30T18:54:15+00:00", kind="start", text="masters-ray judge-audit")
+    append_lines(
+        tmp_path / "judge-audit-3" / "events.jsonl",
+        [asdict(one) for one in (told, replace(told, kind="code", text="0123abc"))],
+    )
     for _ in range(2):  # the second time nobody is asked
         page = judge_audit.audit(config, RunDirectory(config), str(DEMO))
     html, folder = page.read_text(), page.parent
@@ -175,6 +180,7 @@ def test_an_audit_judges_answers_twice_and_shows_what_differs(tmp_path: Path, mo
     assert "unreadable" in html and "&lt;b&gt;" in html and "All judges said the same" not in html
     assert len((folder / "disagreements.jsonl").read_text().splitlines()) == 2
     figures = json.loads((folder / "judge_audit.json").read_text())
+    check_date(html, folder)
     student, teacher, rule = figures["judges"]
     assert (student["unjudged"], student["consistency"]["value"]) == (1, exactly(5 / 6))
     assert student["right"] == {"teacher": 1.0, "student": 1 / 3} and student["seconds_per_answer"] > 0
@@ -216,8 +222,10 @@ def audited(right: dict[Source, tuple[int, int]], questions: int = 100, same: fl
     judge = judge_audit.judge_figures("student", cases, *passes)
     pairs = judge_audit.pairs(cases, {"student": passes[0].verdicts, "rule": by_rule})
     kappas = {one.first: one.kappa for one in pairs if one.of == "all"}
-    fitness = {"student": judge_audit.fitness(judge, kappas["student"])}
-    return {"judges": [judge], "kappas": kappas, "fitness": fitness, "questions": questions}
+    told = {"fitness": judge_audit.fitness, "needed": judge_audit.needed}
+    return {"judges": [judge], "kappas": kappas, "questions": questions} | {
+        name: {"student": of(judge, kappas["student"])} for name, of in told.items()
+    }
 
 
 def headline(study: str, **figures: Any) -> str:
@@ -245,7 +253,7 @@ def headline(study: str, **figures: Any) -> str:
             audited({"student": (25, 25)}, questions=50),
             "Whether the student is fit to judge cannot be told from 50 questions: it says right for 50 % of the "
             "student’s "
-            "answers, the rule for 50 %.",
+            "answers, the rule for 50 %. About 210 would do if it judges others as it judged these.",
         ),
         (
             audited({"student": (50, 50)}, same=0.7),
@@ -273,7 +281,9 @@ def test_a_judge_whose_share_is_the_rules_by_chance_is_refused_by_kappa() -> Non
     )
     assert (of_all.kappa.value, judge.more_right["student"].value) == (0.0, 0.0)
     found = {"student": judge_audit.fitness(judge, of_all.kappa)}
-    told = headline("judge_audit", judges=[judge], kappas={"student": of_all.kappa}, fitness=found, questions=800)
+    told = headline(
+        "judge_audit", judges=[judge], kappas={"student": of_all.kappa}, fitness=found, questions=800, needed={}
+    )
     assert told == "The student as a judge agrees with the rule little beyond chance (κ 0.00): do not train on it."
 
 
@@ -480,6 +490,7 @@ def test_table_and_page_show_every_ratio_and_the_rewards_that_were_asked_for(tmp
     assert lines[1].split()[-1] == "–" and "The teacher wrote no answers" in page
     found = scanned(r40=0.2, r20=0.1, r0=0.15)
     lines, page = shown(tmp_path, found)
+    assert "code</dt><dd>not noted<" in page
     assert tables(page)[0][0][0] == "40 %", "as in the headline"
     assert [line.split()[0] for line in lines[1:]] == ["40", "20", "0"]
     assert page.count("<svg") == 3 and "Over-masked: 40 %" in page
