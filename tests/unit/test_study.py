@@ -358,5 +358,9 @@ def test_a_study_says_in_words_what_its_intervals_tell_apart(others: list[tuple[
     assert headline() == told
     assert headline(unfinished=3) == f"1 of 4 runs are finished. {told}".replace("is compared", "is yet compared")
     assert headline(outcomes=[], unfinished=4) == "0 of 4 runs are finished."
+    if len(others) == 2 and len(others[0]) > 4:
+        assert headline(outcomes=[outcome(name, 0, 0, 0, 0.1) for name in ("base", "a")]).startswith(
+            "Both variants end below the untrained student: “base” by 10.0 points (60.0 % before), “a” by 10.0 points"
+        )
     if len(others) == 1:
         assert headline(several=False) == "“a” cannot be told from “base” (+0.0 points, -1.0 to 1.0)."
