@@ -274,6 +274,10 @@ class AnswerTally:
     judge_right: int = 0
     rule_right: int = 0
     judge_rule_agreements: int = 0
+    student_compared: int = 0  # of ``compared``, those that the student wrote; also 0 in stores of an earlier version
+    student_judge_right: int = 0  # among ``student_compared``, as the next two
+    student_rule_right: int = 0
+    student_judge_rule_agreements: int = 0
     defused_answers: int = 0  # answers with tags of the judge's prompts, which it is shown without their brackets
     defused_questions: int = 0  # questions whose text, label or choices hold tags of the judge's prompts
     teacher_written: int = 0

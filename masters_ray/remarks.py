@@ -3,7 +3,6 @@ name of the answers in the sentence, such as "stage 0"."""
 
 from collections.abc import Sequence
 
-from masters_ray import evaluate
 from masters_ray.evaluate import Marked, wilson
 from masters_ray.records import AnswerTally
 
@@ -34,18 +33,14 @@ def held_out_cut(share: float, longest: int) -> str:
 
 
 def defused(where: str, counts: AnswerTally) -> str:
-    if not (counts.defused_answers or counts.defused_questions):
+    found = {"answers": counts.defused_answers, "questions": counts.defused_questions}
+    if not (parts := [f"{count} {name}" for name, count in found.items() if count]):
         return ""
     return (
-        f"{where}: {counts.defused_answers} answers and {counts.defused_questions} questions hold tags of the judge's "
-        "prompts, such as <answer>, which the judge was shown without their brackets. Read some of them: a student may "
-        "learn to write its own verdict."
+        f"{where}: {' and '.join(parts)} with tags of the judge's prompts, such as <answer>, which the judge was shown "
+        "without their brackets. Read some of them in the store's shards (docs/STORE.md): a student may learn to write "
+        "its own verdict."
     )
-
-
-def kappa(counts: AnswerTally) -> float:
-    """Returns Cohen's κ of judge and rule; NaN without compared answers."""
-    return evaluate.kappa(counts.compared, counts.judge_right, counts.rule_right, counts.judge_rule_agreements)
 
 
 def disagreement(where: str, counts: AnswerTally, rule: str) -> str:

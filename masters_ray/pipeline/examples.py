@@ -58,6 +58,12 @@ def learned(directory: RunDirectory, config: Config) -> tuple[list[Example], Rew
         mixed=sum(any(_pairs(one.answers, one.by_rule)) for one in examples),
         above=counts["above"],
         level=counts["level"],
+        reinforced=sum(
+            any(one.rewards.advantages[wrong] > _LEVEL for wrong, _ in _pairs(one.answers, one.by_rule))
+            for one in examples
+            if one.rewards
+        ),
+        idle=sum(one.outranked == "level" and not any(one.rewards.advantages) for one in examples if one.rewards),
         disputed=sum(one.disputed for one in examples),
         reasons=dict(sorted(Counter(reason for one in examples for reason in one.reasons).items())),
     )
@@ -106,7 +112,7 @@ def _reason(
     """Returns what raises the wrong answer's advantage to that of the right one or above."""
     one, better = answers[wrong], answers[other]
     if (one.accuracy or 0) >= (better.accuracy or 0):
-        return "verdict"
+        return "rewarded" if one.accuracy else "denied"
     cut = {"judge": [], "zero": [better], "mask": [one, better]}[config.reward.cut_answers]
     if any(each.answer.finish == "length" for each in cut):
         return "cut"

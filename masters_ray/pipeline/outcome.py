@@ -39,6 +39,9 @@ def write(run: RunContext) -> None:
     )
     teachers = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
     paired = change(marks["student_before"], marks["student_after"])
+    kinds = {
+        one.kind: [other for other in marks["student_after"] if other.kind == one.kind] for one in marks["teacher"]
+    }
     say(
         f"held-out accuracy, student after minus before on the same {paired.n} questions: {100 * paired.value:+.1f} "
         f"points ({100 * paired.low:+.1f} to {100 * paired.high:+.1f}); {paired.improved} questions improved, "
@@ -91,6 +94,7 @@ def write(run: RunContext) -> None:
         planned=facts.read_plan(directory.root),
         benchmarks=facts.read_benchmarks(directory.root),
         change=paired,
+        changes={kind: change(marks["student_before"], own) for kind, own in sorted(kinds.items())},
         rewards=rewards,
     )
     shown = [*groups, *examples.changed(held_out, marks, config.evaluation.examples)]

@@ -17,6 +17,11 @@ def tally(judged: Sequence[tuple[Problem, Sequence[JudgedAnswer]]], judge: Judge
     """Counts a batch's judged answers and its ``rows`` of store.SCHEMA."""
     everything = [(problem, one) for problem, answers in judged for one in answers]
     questions = [with_choices(problem) + ground_truth(problem) for problem, _ in judged]
+    compared = [
+        (one.answer.source, one.accuracy, int(right(one.answer.text, problem, judge.rule)))
+        for problem, one in everything
+        if one.accuracy is not None and judge.of(one.answer.source, problem.rule) != "rule"
+    ]
     by_source: dict[str, int] = {}
     for source in get_args(Source):
         own = [one for _, one in everything if one.answer.source == source]
@@ -26,11 +31,14 @@ def tally(judged: Sequence[tuple[Problem, Sequence[JudgedAnswer]]], judge: Judge
             f"{source}_judged": sum(one.accuracy is not None for one in own),
             f"{source}_right": sum(one.accuracy or 0 for one in own),
         }
-    compared = [
-        (one.accuracy, int(right(one.answer.text, problem, judge.rule)))
-        for problem, one in everything
-        if one.accuracy is not None and judge.of(one.answer.source, problem.rule) != "rule"
-    ]
+    for prefix, by in (("", get_args(Source)), ("student_", ("student",))):
+        marks = [(accuracy, by_rule) for source, accuracy, by_rule in compared if source in by]
+        by_source |= {
+            f"{prefix}compared": len(marks),
+            f"{prefix}judge_right": sum(accuracy for accuracy, _ in marks),
+            f"{prefix}rule_right": sum(by_rule for _, by_rule in marks),
+            f"{prefix}judge_rule_agreements": sum(accuracy == by_rule for accuracy, by_rule in marks),
+        }
     scores = rows["answers"].combine_chunks().flatten()
     left_out = store.decoded(scores).left_out if len(scores) else np.empty(0, np.float32)
     return AnswerTally(
@@ -38,10 +46,6 @@ def tally(judged: Sequence[tuple[Problem, Sequence[JudgedAnswer]]], judge: Judge
         answers=len(everything),
         unjudged=sum(one.accuracy is None for _, one in everything),
         empty=sum(not one.answer.text for _, one in everything),
-        compared=len(compared),
-        judge_right=sum(accuracy for accuracy, _ in compared),
-        rule_right=sum(by_rule for _, by_rule in compared),
-        judge_rule_agreements=sum(accuracy == by_rule for accuracy, by_rule in compared),
         defused_answers=sum(defused(one.answer.text) != one.answer.text for _, one in everything),
         defused_questions=sum(defused(text) != text for text in questions),
         reasoning_judged=sum(one.reasoning is not None for _, one in everything),

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from PIL import Image
 
 from masters_ray import remarks
+from masters_ray.evaluate import wilson
 from masters_ray.files import write_text
 from masters_ray.records import Event, OnlineStep, SkippedStep, StageOutcome
 from masters_ray.report import card, charts, instabilities
@@ -32,11 +34,13 @@ def write(folder: Path) -> Path:
     missing, unreadable or lacks a value; an existing report then stays. A page of more than MOST_BYTES is thinned.
     Writes the model cards, too (``card``)."""
     summary, metrics, examples = read_summary(folder), read_metrics(folder), read_examples(folder)
+    online = read_optional(folder, "online.jsonl", OnlineStep)
     values = {
         "name": Path(summary.dir).name or summary.dir,
         "summary": summary,
         "all_set_aside": sum(sum(stage.set_aside.values()) for stage in summary.stages),
         "remarks": remarks,
+        "wilson": wilson,
         "all_examples": examples,
         "metrics": metrics,
         "events": read_optional(folder, "events.jsonl", Event),
@@ -44,8 +48,10 @@ def write(folder: Path) -> Path:
         "spikes": instabilities.find_spikes(metrics),
         "collapse": instabilities.collapse(metrics),
         "risen": instabilities.rise_of_zero_std(metrics),
-        "work": _work([*summary.stages, *read_optional(folder, "online.jsonl", OnlineStep)]),
+        "online": online,
+        "work": _work([*summary.stages, *online]),
         "charts": charts,
+        "setting": partial(OmegaConf.select, OmegaConf.create(summary.config)),
     }
     curves = {points: cache(partial(charts.curve_chart, metrics, points=points)) for *_, points in _THINNER}
     for most, pixels, points in _THINNER:

@@ -5,10 +5,10 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,7 +20,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from masters_ray.evaluate import Interval
 from masters_ray.records import StepMetrics
-from masters_ray.report.instabilities import column, moving_median, spikes
+from masters_ray.report.instabilities import column, moving_mean, moving_median, spikes
 
 _LIGHT, *_ = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8").split("@media")
 COLOURS = dict(re.findall(r"--(\w+): (#\w{6});", _LIGHT))
@@ -109,15 +109,17 @@ def rows_chart(
 
 
 @_styled
-def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label: str, y_label: str) -> Markup:
+def line_chart(
+    name: str, xs: Sequence[float], series: Sequence[Series], x_label: str, y_label: str, scale: float = 1.0
+) -> Markup:
     """Draws a line per series that has a value, each point with its interval; points of the same x stand side by side.
     A dashed line marks 0 if an interval reaches below it; if all lie far above, the axis starts below the lowest. name:
-    unique on the page."""
+    unique on the page; scale: factor of all values."""
     drawn = [one for one in series if any(one.means)]
     if not drawn:
         return Markup()
     figure, axes = _empty(4.7, 3.0, grid="y")
-    bounds = np.array([one.bounds for one in drawn])
+    bounds = scale * np.array([one.bounds for one in drawn])
     for place, (one, (values, lows, highs)) in enumerate(zip(drawn, bounds, strict=True)):
         beside = np.array(xs) + 0.015 * (np.ptp(xs) or 1.0) * (place - (len(drawn) - 1) / 2)
         colour = COLOURS[one.colour]
@@ -130,7 +132,8 @@ def line_chart(name: str, xs: Sequence[float], series: Sequence[Series], x_label
     else:
         low, high = np.nanmin(bounds), np.nanmax(bounds) or 1.0
         axes.set_ylim(0 if low < high / 2 else low - 0.06 * (high - low or low), high + 0.06 * (high - low or high))
-    figure.legend(loc="outside upper center", ncols=min(2, len(drawn)), frameon=False, handletextpad=0.4)
+    if len(drawn) > 1:
+        figure.legend(loc="outside upper center", ncols=min(2, len(drawn)), frameon=False, handletextpad=0.4)
     return _svg(figure, name, f"{y_label} over {x_label}")
 
 
@@ -153,24 +156,34 @@ def curve_chart(
     limits: tuple[float, float] | None = None,
     error: str | None = None,
     points: int = MANY,
+    smooth: Literal["median", "mean", "none"] = "median",
+    threshold: float | None = None,
 ) -> Markup:
     """Draws a field of the metrics over the optimizer steps. The axis leaves out the values of ``beyond``, which are
     triangles at its edge. limits: range that the y axis spans at least; error: field with the most by which the true
-    value may be higher, drawn as a dashed line; points: most points of a line."""
+    value may be higher, drawn as a dashed line where it can be seen; points: most points of a line; smooth: what the
+    strong line of many steps shows, none: the values; threshold: height of a dashed line."""
     values, far = column(metrics, field), _far(metrics, field)
     seen = values[np.isfinite(values) & ~far]
     steep = seen.size > 2 and seen.min() > 0 and seen.max() > 50 * np.median(seen)
     figure, axes = _over_steps(metrics, f"{label} (log)" if steep else label)
-    colour, steps, drawn = COLOURS["after"], _thinned(column(metrics, "step"), points), _thinned(values, points)
-    if error is not None:
+    colour, steps = COLOURS["after"], _thinned(column(metrics, "step"), points)
+    drawn = _thinned(values, points, np.mean if smooth == "mean" else np.median)
+    if threshold is not None:
+        axes.axhline(threshold, color=COLOURS["muted"], linewidth=1.1, linestyle="--")
+        seen = np.append(seen, threshold)
+    if error is not None and visible(metrics, field, error):
         most = moving_median(_thinned(values + column(metrics, error), points))
         axes.plot(steps, most, color=COLOURS["muted"], linewidth=1.1, linestyle="--")
         seen = np.append(seen, most[np.isfinite(most)])
     if len(steps) <= FEW:
         axes.plot(steps, drawn, color=colour, linewidth=1.4, marker="o", markersize=3.4)
     else:
-        axes.plot(steps, drawn, color=colour, linewidth=0.7, alpha=0.35)
-        axes.plot(steps, moving_median(drawn), color=colour, linewidth=1.8)
+        axes.plot(steps, drawn, color=colour, linewidth=0.7, alpha=0.6)
+        strong = {"median": moving_median, "mean": moving_mean, "none": np.asarray}[smooth](drawn)
+        axes.plot(steps, strong, color=colour, linewidth=1.8)
+    if smooth == "none":
+        axes.set_yticks([0.0, *values[-1:]])  # the last value is told exactly
     low, high = (min([*seen, *(limits or ())], default=0.0), max([*seen, *(limits or ())], default=1.0))
     if steep:
         axes.set_yscale("log")
@@ -199,10 +212,17 @@ def _far(metrics: Sequence[StepMetrics], field: str) -> np.ndarray:
     return found & (size > 1.1 * size[np.isfinite(values) & ~found].max(initial=0.0))
 
 
-def _thinned(values: np.ndarray, most: int) -> np.ndarray:
-    """Returns at most ``most`` medians of neighbouring values; NaN where none is finite."""
+def visible(metrics: Sequence[StepMetrics], field: str, error: str) -> bool:
+    """Returns whether a chart of the field can show its error: it reaches 3 % of the field's largest value."""
+    values, errors = column(metrics, field), column(metrics, error)
+    sizes = values[np.isfinite(values) & ~_far(metrics, field)]
+    return bool(np.nanmax(errors, initial=0.0) > 0.03 * np.abs(sizes).max(initial=0.0))
+
+
+def _thinned(values: np.ndarray, most: int, middle: Callable[[np.ndarray], Any] = np.median) -> np.ndarray:
+    """Returns at most ``most`` medians of neighbouring values, or what else ``middle`` is; NaN where none is finite."""
     parts = (part[np.isfinite(part)] for part in np.array_split(values, min(len(values), most)))
-    return np.array([np.median(part) if part.size else math.nan for part in parts])
+    return np.array([middle(part) if part.size else math.nan for part in parts])
 
 
 def _stages(metrics: Sequence[StepMetrics]) -> list[tuple[float, float, float]]:

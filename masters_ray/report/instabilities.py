@@ -1,7 +1,8 @@
 """Finds what was unstable while the student learned."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,10 @@ _NEIGHBOURS = 5  # steps from the last of an instability within which the next b
 class Spike(NamedTuple):
     first: int  # step, like ``last``
     last: int
-    peaks: list[tuple[str, float, float]]  # (name, largest value, median around it) of each metric that jumped
+    peaks: list[tuple[str, float, float, int]]  # (name, largest value, median around it, step) of each
+    lasting: list[str] | None = None
+    """Those whose median over the next _NEIGHBOURS steps is more than twice that around the peak; None: no step
+    follows"""
 
 
 class Drift(NamedTuple):
@@ -28,17 +32,18 @@ def column(metrics: Sequence[StepMetrics], field: str) -> np.ndarray:
     return np.array([getattr(row, field) for row in metrics], float)
 
 
-def moving_median(values: np.ndarray) -> np.ndarray:
-    """Returns the median of the finite values around each value: of a twentieth of all, at least 5, at most 101; NaN
-    without any."""
+def _moving(middle: Callable[..., Any], values: np.ndarray) -> np.ndarray:
+    """Returns the ``middle`` of the finite values around each value: of a twentieth of all, at least 5, at most 101;
+    NaN without any."""
     if not len(values):
         return values
     size = min(101, max(5, len(values) // 20)) | 1
-    padded = np.pad(np.where(np.isfinite(values), values, np.nan), size // 2, constant_values=np.nan)
-    around = np.sort(np.lib.stride_tricks.sliding_window_view(padded, size), axis=1)  # NaN comes last
-    finite = np.isfinite(around).sum(1)
-    low, high = (around[np.arange(len(values)), np.maximum(0, place)] for place in ((finite - 1) // 2, finite // 2))
-    return np.where(finite > 0, (low + high) / 2, np.nan)
+    padded = np.pad(values, size // 2, constant_values=np.nan)
+    around = np.ma.masked_invalid(np.lib.stride_tricks.sliding_window_view(padded, size))
+    return np.ma.filled(middle(around, axis=1), np.nan)
+
+
+moving_median, moving_mean = partial(_moving, np.ma.median), partial(_moving, np.ma.mean)
 
 
 def spikes(values: np.ndarray) -> np.ndarray:
@@ -68,12 +73,16 @@ def find_spikes(metrics: Sequence[StepMetrics]) -> list[Spike]:
     medians = {name: moving_median(values) for name, values in columns.items()}
     found = []
     for steps in together:
-        peaks = []
+        peaks, lasting, after = [], list[str](), slice(steps[-1] + 1, steps[-1] + 1 + _NEIGHBOURS)
         for name, values in columns.items():
             if of := [index for index in steps if odd[name][index]]:
                 peak = max(of, key=lambda index: np.nan_to_num(abs(values[index]), nan=np.inf))
-                peaks.append((name, float(values[peak]), float(medians[name][peak])))
-        found.append(Spike(metrics[steps[0]].step, metrics[steps[-1]].step, peaks))
+                around = float(medians[name][peak])
+                peaks.append((name, float(values[peak]), around, metrics[peak].step))
+                if len(values[after]) and not np.median(np.abs(values[after])) <= 2 * abs(around):
+                    lasting.append(name)
+        told = lasting if len(metrics[after]) else None
+        found.append(Spike(metrics[steps[0]].step, metrics[steps[-1]].step, peaks, told))
     return found
 
 

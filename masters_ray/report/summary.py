@@ -117,9 +117,10 @@ class BenchmarkRow:
     scores: dict[str, BenchmarkScore]  # model (teacher, student_before, student_after) → its score
 
 
-OutrankedBy = Literal["verdict", "distillation", "cut", "reasoning"]
-"""Why a wrong answer has the advantage of a right one, or a larger one: the judge calls it right or the other wrong;
-R_distill, or R_rea, outweighs R_acc; reward.cut_answers changes what a cut answer gets."""
+OutrankedBy = Literal["rewarded", "denied", "verdict", "distillation", "cut", "reasoning"]
+"""Why a wrong answer has the advantage of a right one, or a larger one: the judge calls it right (rewarded) or the
+right one wrong (denied; verdict: one of both, by an earlier version); R_distill, or R_rea, outweighs R_acc;
+reward.cut_answers changes what a cut answer gets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,10 @@ class RewardFacts:
     above: int  # groups in which a wrong answer has a larger advantage than a right one
     level: int  # other groups in which a wrong answer has the advantage of a right one
     disputed: int  # groups with an answer on which rule and verdict differ
+    reinforced: int | None = (
+        None  # of ``mixed``, groups in which a wrong answer has an advantage above 0; None, as the next:
+    )
+    idle: int | None = None  # not noted by an earlier version. Of ``level``, groups whose advantages are all 0
     reasons: dict[OutrankedBy, int]  # reason → groups of ``above`` and ``level`` that have it
 
 
@@ -180,7 +185,8 @@ class Summary:
     planned: Planned | None = None  # the last plan that was made for this run.dir before the run ended
     placement: Literal["turns", "beside"] | None = None  # of learner and engines; None: fully offline
     benchmarks: dict[str, BenchmarkRow] = field(default_factory=dict)  # lmms-eval's id of the task → what was measured
-    change: Change | None = None  # student after minus before; None, as the next: not noted by an earlier version
+    change: Change | None = None  # student after minus before; None, as the next two: not noted by an earlier version
+    changes: dict[str, Change] = field(default_factory=dict)  # kind → ``change`` on its questions
     rewards: RewardFacts | None = None
 
 

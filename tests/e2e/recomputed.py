@@ -18,9 +18,9 @@ PROSE = {
     "accuracy": {"95"},
     "sources": set(),
     "stages": {"0"},
-    "learning": {"1", "0", "2", "0.693", "60", "0.001"},
-    "judge": set(),
-    "examples": {"0"},
+    "learning": {"1", "0", "2", "0.693", "60", "0.001", "learner.updates_per_step=1"},
+    "judge": {"95"},
+    "examples": {"0", "1"},
     "run": {"0"},
 }
 """Figures of the sentences that are the same on every page, by section."""
@@ -81,6 +81,14 @@ def rate(right: int, n: int) -> str:
     return f"{percent(right / n)} ({low:.1f}–{high:.1f})"
 
 
+def mean_of(kinds: list[list[bool]]) -> tuple[float, float, float]:
+    """The mean over the kinds' marks, and its bounds (Agresti and Coull's)."""
+    value = sum(sum(of) / len(of) for of in kinds) / len(kinds)
+    widened = [((sum(of) + 2) / (len(of) + 4), len(of) + 4) for of in kinds]
+    half = 1.959964 * math.sqrt(sum(p * (1 - p) / n for p, n in widened)) / len(kinds)
+    return value, max(0.0, value - half), min(1.0, value + half)
+
+
 def spread(items: list[Any], count: int) -> list[Any]:
     taken = min(count, len(items))
     return [items[index * len(items) // taken] for index in range(taken)]
@@ -130,7 +138,7 @@ class Recomputed:
             counts = [self._kinds(name)[kind] for name in MODELS]
             rates = [rate(sum(right), len(right)) for right in counts]
             change = 100 * (sum(counts[1]) / len(counts[1]) - sum(counts[0]) / len(counts[0]))
-            found.append(" ".join([kind, *rates, f"{change:+.1f}", str(len(counts[1]))]))
+            found.append(" ".join([kind, *rates, f"{change:+.1f} ({self._paired(kind)})", str(len(counts[1]))]))
         means = [self._mean(name) for name in MODELS]
         rates = [f"{percent(value)} ({100 * low:.1f}–{100 * high:.1f})" for value, low, high in means]
         of_all = f"{100 * (means[1][0] - means[0][0]):+.1f} ({self._paired()})"
@@ -140,7 +148,12 @@ class Recomputed:
         return [*found, " ".join(["all kinds (mean)", *rates, of_all, str(len(cut["teacher"]))]), *shares, limit]
 
     def sources(self) -> list[str]:
-        return [f"All {self._questions():,} training questions come from one source."]
+        found = [f"All {self._questions():,} training questions come from one source:"]
+        found.append(f"The {len(self.marks['teacher'])} held-out questions come from")
+        for split in ("train", "held_out"):
+            of, digest = self.config["data"][split], self.summary[split]["digest"][:12]
+            found.append(f"{of['path']} (licence: {of['license'] or 'not stated'}; digest {digest} )")
+        return found
 
     def stages_(self) -> list[str]:
         found = []
@@ -162,8 +175,6 @@ class Recomputed:
             ]
             cells += [noted["unjudged"], noted["empty"], ", ".join(cut), *right, f"{mass:.15g} %"]
             found.append(" ".join([*map(str, cells), noted["teacher_digest"][:12]]))
-            if noted["defused_answers"] or noted["defused_questions"]:
-                found.append(f"stage {number}: {noted['defused_answers']} answers and {noted['defused_questions']} ")
         seconds = sum(noted["seconds"] for noted in self.stages)
         tokens = sum(len(one["token_ids"]) for one in self._answers())
         aside = sum(sum(noted["set_aside"].values()) for noted in self.stages)
@@ -175,6 +186,10 @@ class Recomputed:
             f"{len(self._answers()) + sum(noted['unjudged'] for noted in self.stages):,}",
         ]
         total += [sum(noted[name] for noted in self.stages) for name in ("unjudged", "empty")]
+        counts = {name: sum(noted[f"defused_{name}"] for noted in self.stages) for name in ("answers", "questions")}
+        if parts := [f"{count} {name}" for name, count in counts.items() if count]:
+            found.append(f"all stages: {' and '.join(parts)} with tags")
+        found.append(f"sampled at temperature {self.config['rollout']['sampling']['temperature']:g}:")
         return [*found, " ".join(["all", *map(str, total)])]
 
     def learning(self) -> list[str]:
@@ -193,17 +208,61 @@ class Recomputed:
                 for field in names
                 if (of := self._within(odd[field], steps))
             }
-            said = ", ".join(f"{names[field]} {value:.3g} ({of:.3g})" for field, (_, value, of) in peaks.items())
-            when = f"Step {steps[0]}" if len(steps) == 1 else f"Steps {steps[0]} to {steps[-1]}"
-            found.append(f"{when}: {said}.")
+            several = len(steps) > 1
+            said = ", ".join(
+                f"{names[field]} {'rose' if value > of else 'fell'} to {value:.3g}"
+                f"{f' at step {at}' if several else ''} ({of:.3g})"
+                for field, (at, value, of) in peaks.items()
+            )
+            when = f"Steps {steps[0]} to {steps[-1]}" if several else f"Step {steps[0]}"
+            found.append(f"{when}: {said}. {self._recovery(steps[-1], peaks, names)}")
         for field in names:
             steps = [step for step, *_ in odd[field]]
             usual = max(abs(row[field]) for row in self.steps if row["step"] not in steps)
             far = [f"step {step} ({value:.3g})" for step, value, _ in odd[field] if abs(value) > 1.1 * usual]
             more = [f"and {len(far) - 5} more"] if len(far) > 5 else []
             found += [" ".join([", ".join(far[:5]), *more])] if far else []
+        limit, norms = self.config["learner"]["gradient_clipping"], [row["grad_norm"] for row in self.steps]
+        found.append(f"before it is clipped to {limit} (learner.gradient_clipping, dashed); clipped on")
+        found.append(f"{sum(norm > limit for norm in norms)} of {len(norms)} steps.")
+        found.append(f"is at most {max(row['jsd_error_bound'] for row in self.steps):#.3g} nats more")
         skipped = lines(self.run / "skipped.jsonl")
-        return found + [f"Step {one['step']} was skipped: {one['reason']}." for one in skipped]
+        return found + self._course() + [f"Step {one['step']} was skipped: {one['reason']}." for one in skipped]
+
+    def _recovery(self, last: int, peaks: dict[str, tuple[int, float, float]], names: dict[str, str]) -> str:
+        [place] = [at for at, row in enumerate(self.steps) if row["step"] == last]
+        if not (after := self.steps[place + 1 : place + 6]):
+            return "No step followed that could tell whether it recovered."
+        high = [
+            names[field] for field, (*_, of) in peaks.items() if median(abs(row[field]) for row in after) > 2 * abs(of)
+        ]
+        told = f"It had not recovered in the next steps: {', '.join(high)} stayed more than twice the usual."
+        return told if high else "It recovered in the next steps."
+
+    def _course(self) -> list[str]:
+        """Of the questions that were asked on the way, by the files of the students in between."""
+        files = [(int(file.stem.split("-")[1]), file) for file in (self.run / "students").glob("step-*.json")]
+        if not files:
+            return []
+        ids = {one["id"] for one in json.loads(files[0][1].read_text())["marks"]}
+        before, after = (
+            self._interval([one for one in self.marks[name].values() if one["id"] in ids])
+            for name in ("student_before", "student_after")
+        )
+        every = len(self.marks["teacher"])
+        which = f" (of {every}, which is why the accuracy above differs)" if len(ids) < every else ""
+        return [
+            f"with its 95 % interval, on the same {len(ids)} held-out questions each time{which}: {before}",
+            f"before training (step 0), {after} after step {self.steps[-1]['step']}.",
+        ]
+
+    @staticmethod
+    def _interval(marks: list[dict[str, Any]]) -> str:
+        kinds: dict[str, list[bool]] = defaultdict(list)
+        for one in marks:
+            kinds[one["kind"]].append(one["correct"])
+        value, low, high = mean_of(list(kinds.values()))
+        return f"{percent(value)} ({100 * low:.1f}–{100 * high:.1f})"
 
     @staticmethod
     def _within(outliers: list[tuple[int, float, float]], steps: list[int]) -> list[tuple[int, float, float]]:
@@ -215,9 +274,19 @@ class Recomputed:
             marks = [(one["accuracy"], one["by_rule"]) for one in self._answers(number)]
             same = sum(verdict == rule for verdict, rule in marks) / len(marks)
             judge, rule = (sum(of) / len(marks) for of in zip(*marks, strict=True))
-            chance = judge * rule + (1 - judge) * (1 - rule)
-            row = [f"{number} {len(marks):,}", *(percent(of, 2) for of in (same, judge, rule))]
-            found.append(" ".join([*row, f"{(same - chance) / (1 - chance):.2f}"]))
+            found.append(" ".join([f"{number} {len(marks):,}", *(percent(of, 2) for of in (same, judge, rule))]))
+        for author in ("teacher", "student", "all"):
+            own = [(one["accuracy"], one["by_rule"]) for one in self._answers() if author in (one["source"], "all")]
+            n, judge, rule = len(own), sum(one for one, _ in own), sum(one for _, one in own)
+            rewarded, denied = own.count((1, 0)), own.count((0, 1))
+            rates = [rate(count, n) for count in (n - rewarded - denied, judge, rule)]
+            found.append(" ".join([f"{author} {n:,}", *rates, f"{rewarded:,} {denied:,}"]))
+            if author != "all":
+                found.append(
+                    f"The judge calls {percent(judge / n)} of the {author}’s answers right, the rule "
+                    f"{percent(rule / n)}: by the rule, {rewarded:,} wrong answers were rewarded as right, "
+                    f"and {denied:,} right ones as wrong."
+                )
         marks = [(one["accuracy"], one["by_rule"]) for one in self._answers()]
         unjudged = sum(noted["unjudged"] for noted in self.stages)
         agreed = sum(verdict == rule for verdict, rule in marks) / len(marks)
@@ -238,10 +307,14 @@ class Recomputed:
         disputed = sum(
             any(one["accuracy"] != one["by_rule"] for one in self._group(row)["answers"]) for row in looked_at
         )
+        idle = sum(rank == "level" and not any(row["advantages"]) for row, rank in zip(looked_at, ranks, strict=True))
+        reinforced = sum(self._reinforced(row) for row in looked_at)
         found = [
             f"{len(looked_at)} groups of the whole run were looked at: {mixed} have a wrong and a right answer",
             f"In {ranks.count('above')} of these a wrong answer has a larger advantage than a right one, in "
-            f"{ranks.count('level')} more the same advantage.",
+            f"{ranks.count('level')} more the same advantage ({idle} of them harmless: all advantages are 0).",
+            f"In {reinforced} a wrong answer has a positive advantage",
+            f"reward.alpha={self.config['reward']['alpha']:g}",
             f"differ on an answer of {disputed} groups.",
             *(f"({count})" for count in counts.values()),
         ]
@@ -252,6 +325,7 @@ class Recomputed:
             cells = Counter[tuple[str, str, str]]()
             for place, one in enumerate(group["answers"]):
                 marks = " ".join("✓" if right else "✗" for right in (one["accuracy"], one["by_rule"]))
+                marks += " ≠ judge" if one["accuracy"] != one["by_rule"] else ""
                 divergence = row["divergences"][place]
                 numbers = f"{row['advantages'][place]:+.2f} {row['distillation'][place]:.2f}"
                 numbers += f" {divergence:#.3g}" if divergence else " 0"
@@ -283,7 +357,7 @@ class Recomputed:
         phases = dict(journal["phases"])
         if (rest := wall - sum(phases.values())) > 0.005 * wall:
             phases["everything else"] = rest
-        found = [f"{name} {told(of)} – {100 * of / sum(phases.values()):.0f} %" for name, of in phases.items()]
+        found = [f"{name} {told(of)} {100 * of / sum(phases.values()):.0f} %" for name, of in phases.items()]
         found += [f"wall time {told(wall)}", f"{len(self.steps)} in {told(seconds)}", f"{len(skipped)} (loss or"]
         found += [f"{len(left_out)} (quarantine.jsonl has", f"groups learned from {len(self.rows):,}"]
         found += [f"answer tokens learned from {sum(row['answer_tokens'] for row in self.steps):,}"]
@@ -296,14 +370,32 @@ class Recomputed:
             found.append(words.get(event["kind"], event["text"]))
         saved = [f"step {one['step']} at {one['time'][11:19]}" for one in self.events if one["kind"] == "checkpoint"]
         found.append(", ".join(saved) if len(saved) <= 8 else f"{len(saved)}, from {saved[0]} to {saved[-1]}")
-        found += [f"{one['time'][11:19]} {one['text']}" for one in self.events if one["kind"] == "warning"]
+        kept = self.config["learner"]["checkpoints_kept"]
+        found.append(f"Of these the last {kept} are kept (learner.checkpoints_kept={kept}). Exported: step")
+        found.append(f"step {self.steps[-1]['step']} (learner.keep=last).")
+        measured = [int(file.stem.split("-")[1]) for file in (self.run / "students").glob("step-*.json")]
+        again = sum(step < self.steps[-1]["step"] for step in measured)
+        found.append(f"Of the learner’s {told(phases['learner'])} its steps took {told(seconds)}.")
+        found += [f"started it anew {again} time{'s' if again > 1 else ''}."] if again > 0 else []
+        alike: dict[str, list[Any]] = defaultdict(list)
+        for one in self.events:
+            if one["kind"] == "warning":
+                alike[re.sub(r"\d", "", one["text"])].append(one)
+        for own in alike.values():
+            more = f" (and {len(own) - 1} more like it, the last at {own[-1]['time'][11:19]})" if len(own) > 1 else ""
+            found.append(f"{own[0]['time'][11:19]} {own[0]['text']}{more}")
         work: dict[str, Counter[str]] = defaultdict(Counter)
         for name, of_call in (item for noted in self.stages for item in noted["calls"].items()):
             work[name].update(of_call)
+        making = sum(noted["seconds"] for noted in self.stages)
+        held = {name: (self.config[name]["replicas"], making) for name in ("teacher", "student")}
+        held["learner"] = (self.config["learner"]["workers"], phases["learner"])
+        found.append(f"Answers were made in {told(making)} of wall time.")
+        found += [f"{name} {of} × {told(time)} = {of * time / 3600:.3f} h" for name, (of, time) in held.items()]
         tasks = {"answer": "writes answers", "score": "scores answers", "judge": "marks answers"}
         for name, one in work.items():
             role, task = name.split(".")
-            spoken = f"{one['tokens']:,} {one['tokens'] / one['seconds']:,.0f}" if one["tokens"] else "– –"
+            spoken = f"{one['tokens']:,} {one['tokens'] / making:,.0f}" if one["tokens"] else "– –"
             counts = f"{one['calls']} {one['questions']:,} {told(one['seconds'])}"
             found.append(f"{role} {tasks[task]} {counts} {spoken}")
         for one in journal["agreement"].values():
@@ -337,15 +429,11 @@ class Recomputed:
         return dict(sorted(found.items()))
 
     def _mean(self, model: str) -> tuple[float, float, float]:
-        kinds = self._kinds(model).values()
-        value = sum(sum(of) / len(of) for of in kinds) / len(kinds)
-        widened = [((sum(of) + 2) / (len(of) + 4), len(of) + 4) for of in kinds]
-        half = 1.959964 * math.sqrt(sum(p * (1 - p) / n for p, n in widened)) / len(kinds)
-        return value, max(0.0, value - half), min(1.0, value + half)
+        return mean_of(list(self._kinds(model).values()))
 
-    def _paired(self) -> str:
-        """The bounds of the change, in points."""
-        total, variance, kinds = 0.0, 0.0, self._kinds("student_after")
+    def _paired(self, *kinds: str) -> str:
+        """The bounds of the change, in points; kinds: without any, all."""
+        total, variance, kinds = 0.0, 0.0, kinds or tuple(self._kinds("student_after"))
         for kind in kinds:
             ids = [id for id, one in self.marks["student_after"].items() if one["kind"] == kind]
             pairs = [
@@ -381,13 +469,21 @@ class Recomputed:
         marks = rule if len(set(rule)) > 1 else [one["accuracy"] for one in answers]
         for wrong, right in ((i, j) for i, a in enumerate(marks) for j, b in enumerate(marks) if b and not a):
             mistaken = answers[wrong]["accuracy"] >= answers[right]["accuracy"]
+            said = "rewarded" if answers[wrong]["accuracy"] else "denied"
             gap = rewards["advantages"][wrong] - rewards["advantages"][right]
-            gaps.append((gap, "verdict" if mistaken else "distillation"))
+            gaps.append((gap, said if mistaken else "distillation"))
         if not gaps:
             return None, set()
         above = {reason for gap, reason in gaps if gap > 1e-3}
         level = {reason for gap, reason in gaps if gap > -1e-3}
         return ("above", above) if above else ("level", level) if level else ("", set())
+
+    def _reinforced(self, rewards: dict[str, Any]) -> bool:
+        answers = self._group(rewards)["answers"]
+        rule = [one["by_rule"] for one in answers]
+        marks = rule if len(set(rule)) > 1 else [one["accuracy"] for one in answers]
+        wrong = [of > 1e-3 for mark, of in zip(marks, rewards["advantages"], strict=True) if not mark]
+        return any(marks) and any(wrong)
 
     def outliers(self, field: str) -> list[tuple[int, float, float]]:
         """(step, value, median around it)"""

@@ -47,10 +47,13 @@ def test_a_metric_that_is_usually_0_has_no_spikes_and_of_many_the_furthest_count
 
 def test_spikes_of_neighbouring_steps_are_one_instability() -> None:
     losses, norms = np.ones(60), np.ones(60)
-    losses[[9, 12]], norms[11], norms[40] = [7.0, 9.0], 50.0, math.nan
+    losses[[9, 12]], norms[11], norms[40], norms[43:46] = [7.0, 9.0], 50.0, math.nan, 3.0
     first, second = find_spikes(steps(loss=losses, grad_norm=norms))
-    assert first == Spike(10, 13, [("loss", 9.0, 1.0), ("gradient norm", 50.0, 1.0)])
+    assert first == Spike(10, 13, [("loss", 9.0, 1.0, 13), ("gradient norm", 50.0, 1.0, 12)], [])
     assert (second.first, second.last, second.peaks[0][0], second.peaks[0][2]) == (41, 41, "gradient norm", 1.0)
+    assert second.lasting == ["gradient norm"]
+    losses[59] = 9.0
+    assert find_spikes(steps(loss=losses))[-1].lasting is None, "no step follows"
     assert find_spikes(steps(loss=np.ones(60))) == find_spikes([]) == []
 
 

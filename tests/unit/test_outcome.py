@@ -111,8 +111,8 @@ RIGHT = ("red", 1, 0.0, 0.5)
     [
         ([RIGHT, ("blue", 0, 0.5, -0.5)], [], "", []),
         ([RIGHT, ("blue", 0, 1.0, 0.5)], [], "level", ["distillation"]),
-        ([RIGHT, ("blue", 1, 0.2, 0.9)], [], "above", ["verdict"]),
-        ([("red", 0, 0.0, -1.0), ("blue", 0, 0.1, -0.8)], [], "above", ["verdict"]),
+        ([RIGHT, ("blue", 1, 0.2, 0.9)], [], "above", ["rewarded"]),
+        ([("red", 0, 0.0, -1.0), ("blue", 0, 0.1, -0.8)], [], "above", ["denied"]),
         ([("red", 1, 0.0, -1.0), ("blue", 0, 0.1, -0.8)], [], "above", ["distillation"]),
         ([("blue", 0, 0.0, -1.0), ("red", 1, 0.0, -1.0)], ["reward.cut_answers=zero"], "level", ["cut"]),
         ([("blue", 0, 0.9, -0.4), ("red", 1, 0.0, 0.0), ("red", 1, 0.0, -0.5)], [], "above", ["distillation"]),
@@ -132,6 +132,10 @@ def test_a_group_in_which_a_wrong_answer_outranks_a_right_one_is_counted_with_it
     assert shown.by_rule == [text == "red" for text, *_ in answers]
     assert (facts.groups, facts.mixed) == (1, 1)
     assert (facts.above, facts.level) == (int(outranked == "above"), int(outranked == "level"))
+    marks = shown.by_rule if len(set(shown.by_rule)) > 1 else [bool(accuracy) for _, accuracy, *_ in answers]
+    pairs = list(zip(marks, (advantage for *_, advantage in answers), strict=True))
+    assert facts.reinforced == int(any(advantage > 0 and not right for right, advantage in pairs))
+    assert facts.idle == int(outranked == "level" and not any(advantage for _, advantage in pairs))
     assert facts.reasons == dict.fromkeys(reasons, 1)
     assert facts.disputed == int([bool(accuracy) for _, accuracy, *_ in answers] != shown.by_rule)
 

@@ -1,5 +1,4 @@
 import dataclasses
-import math
 
 import pytest
 
@@ -33,11 +32,6 @@ def test_a_disagreement_is_told_when_its_interval_lies_above_a_tenth(counts: Ans
 def test_an_interval_that_reaches_down_to_a_tenth_may_be_chance() -> None:
     for counts in (compared(200, 0, 40, 60), compared(9, 1, 1, 9), compared(0, 0, 0, 10), compared(0, 0, 0, 0)):
         assert remarks.disagreement("stage 0", counts, "exact") == ""
-
-
-def test_kappa_of_a_stage_is_that_of_the_docstring() -> None:
-    assert remarks.kappa(compared(20, 5, 10, 15)) == pytest.approx(0.4)
-    assert math.isnan(remarks.kappa(compared(4, 0, 0, 0)))
 
 
 def test_few_cut_answers_are_not_spoken_of() -> None:
