@@ -162,7 +162,7 @@ max_ratio: 0.2 # <of each matrix> | 2026-03-01 10:20:30 | 0.0104 | -1.52 | <scri
 over the whole vocabulary the distance is at most 0.00400 nats more (dashed line).
 Not drawn: policy loss (below 0.001 throughout); clipped tokens (0 at every step).
 In this run all answers were written before training (offline), by the teachers of the stages and the untrained
-teacher: 31.2 M parameters | student: 3.75 M parameters | none; none shares a picture
+teacher: 31.2 M weights | student: 3.75 M weights | none; none shares a picture
 untrained student’s answers right | The judge calls 75.0 % of the answers right, the rule 75.1 %: by the rule, 20 wrong
 Do the rewards put right answers first? 100 groups of the whole run were looked at: 71 have a wrong and a right answer
 In 3 of these a wrong answer has a larger advantage than a right one, in 8 more the same advantage. | R_acc (9);
