@@ -180,7 +180,7 @@ def curve_chart(
         axes.plot(steps, drawn, color=colour, linewidth=1.4, marker="o", markersize=3.4)
     else:
         axes.plot(steps, drawn, color=colour, linewidth=0.7, alpha=0.6)
-        strong = {"median": moving_median, "mean": moving_mean, "none": np.asarray}[smooth](drawn)
+        strong = drawn if smooth == "none" else moving_mean(drawn) if smooth == "mean" else moving_median(drawn)
         axes.plot(steps, strong, color=colour, linewidth=1.8)
     if smooth == "none":
         axes.set_yticks([0.0, *values[-1:]])  # the last value is told exactly
