@@ -287,9 +287,11 @@ def test_tags_and_verdicts_unlike_the_rules_are_told(tmp_path: Path, capsys: pyt
     told = roll_out(tmp_path / "b", FakeReplicas(student=student, judge=judge), [*PROBLEMS, odd]).told
     assert (told.defused_answers, told.defused_questions) == (6, 1)
     assert (told.compared, told.judge_right, told.rule_right, told.judge_rule_agreements) == (24, 18, 10, 16)
+    own = (told.student_judge_right, told.student_rule_right, told.student_judge_rule_agreements)
+    assert (told.student_compared, own) == (12, (6, 5, 11))
     said = capsys.readouterr().out
     assert "teacher right 100%  student right 50%, 50% cut" in said
-    assert "6 answers and 1 questions hold tags of the judge's prompts" in said
+    assert "6 answers and 1 questions with tags of the judge's prompts" in said
     assert "stage 0: the judge and the rule (exact) differ on 33.3% of 24 answers" in said
 
 
