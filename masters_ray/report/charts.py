@@ -125,6 +125,7 @@ def line_chart(
         colour = COLOURS[one.colour]
         axes.plot(beside, values, color=colour, linewidth=0.8, marker=one.marker, markersize=4.5, label=one.label)
         axes.vlines(beside, lows, highs, color=colour, linewidth=1.2)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=all(float(x).is_integer() for x in xs)))
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if np.nanmin(bounds) < 0:

@@ -17,8 +17,8 @@ class Spike(NamedTuple):
     last: int
     peaks: list[tuple[str, float, float, int]]  # (name, largest value, median around it, step) of each
     lasting: list[str] | None = None
-    """Those whose median over the next _NEIGHBOURS steps is more than twice that around the peak; None: no step
-    follows"""
+    """Those whose median over the next _NEIGHBOURS steps, and last value there, are more than twice that around the
+    peak; None: no step follows."""
 
 
 class Drift(NamedTuple):
@@ -79,7 +79,8 @@ def find_spikes(metrics: Sequence[StepMetrics]) -> list[Spike]:
                 peak = max(of, key=lambda index: np.nan_to_num(abs(values[index]), nan=np.inf))
                 around = float(medians[name][peak])
                 peaks.append((name, float(values[peak]), around, metrics[peak].step))
-                if len(values[after]) and not np.median(np.abs(values[after])) <= 2 * abs(around):
+                near = np.abs(values[after])
+                if len(near) and not min(np.median(near), near[-1]) <= 2 * abs(around):
                     lasting.append(name)
         told = lasting if len(metrics[after]) else None
         found.append(Spike(metrics[steps[0]].step, metrics[steps[-1]].step, peaks, told))

@@ -125,6 +125,23 @@ class Recomputed:
             f"{100 * abs(after[0] - before[0]):.1f} points (95 % interval {paired}, paired over the same questions)",
             *(f"95 % interval {100 * low:.1f}–{100 * high:.1f}" for _, low, high in (before, after, teacher)),
             *self._way(before[0], after[0], teacher[0]),
+            *self._chosen(),
+        ]
+
+    def _chosen(self) -> list[str]:
+        """With learner.keep=best: on which questions the student was chosen, and how it did on the others."""
+        files = (self.run / "students").glob("step-*.json")
+        ids = {one["id"] for file in files for one in json.loads(file.read_text())["marks"]}
+        if self.config["learner"]["keep"] == "last":
+            return []
+        before, after = (
+            self._interval([one for one in self.marks[name].values() if one["id"] not in ids]).partition(" (")[0]
+            for name in ("student_before", "student_after")
+        )
+        others = len(self.marks["teacher"]) - len(ids)
+        return [
+            f"{len(ids)} of these questions also chose",
+            f"on the {others} others it went from {before} to {after}.",
         ]
 
     def _way(self, before: float, after: float, teacher: float) -> list[str]:
@@ -234,9 +251,12 @@ class Recomputed:
         if not (after := self.steps[place + 1 : place + 6]):
             return "No step followed that could tell whether it recovered."
         high = [
-            names[field] for field, (*_, of) in peaks.items() if median(abs(row[field]) for row in after) > 2 * abs(of)
+            names[field]
+            for field, (*_, of) in peaks.items()
+            if min(median(abs(row[field]) for row in after), abs(after[-1][field])) > 2 * abs(of)
         ]
-        told = f"It had not recovered in the next steps: {', '.join(high)} stayed more than twice the usual."
+        told = f"It had not recovered in the next steps: {', '.join(high)} mostly stayed, and ended, "
+        told += "above twice the usual."
         return told if high else "It recovered in the next steps."
 
     def _course(self) -> list[str]:

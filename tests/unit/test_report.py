@@ -322,7 +322,7 @@ def test_of_many_kinds_the_fifty_largest_are_shown(tmp_path: Path) -> None:
     ("after", "bounds", "told"),
     [
         (0.64, (-0.001, 0.057), "A gain of 2.8 points (95 % interval -0.1 to +5.7, paired over the same questions)"),
-        (0.64, (-0.001, 0.057), "with so many questions it may be chance."),
+        (0.64, (-0.001, 0.057), "with only 720 questions this may be chance."),
         (0.64, (0.001, 0.055), "larger than the choice of questions explains. That is 8 % of the way"),
         (0.40, (-0.26, -0.16), "A loss of 21.2 points (95 % interval -26.0 to -16.0, paired over"),
         (0.98, (0.33, 0.41), "level with its teacher"),

@@ -251,9 +251,9 @@ def headline(study: str, **figures: Any) -> str:
         ),
         (
             audited({"student": (25, 25)}, questions=50),
-            "Whether the student is fit to judge cannot be told from 50 questions: it says right for 50 % of the "
-            "student’s "
-            "answers, the rule for 50 %. About 210 would do if it judges others as it judged these.",
+            "Whether the student is fit to judge cannot be told from 50 questions: the share that it calls right of "
+            "the student’s answers differs from the rule’s by -7.1 to 7.1 points (95 %), which reaches past the limit. "
+            "About 210 would do if it judges others as it judged these.",
         ),
         (
             audited({"student": (50, 50)}, same=0.7),
@@ -261,8 +261,8 @@ def headline(study: str, **figures: Any) -> str:
         ),
         (
             audited({"student": (100, 100)}),
-            "Whether the student is fit to judge cannot be told from 100 questions: it says right for 100 % of the "
-            "student’s answers, the rule for 100 %.",
+            "Whether the student is fit to judge cannot be told from 100 questions: how far it agrees with the rule "
+            "beyond chance (κ) is not known.",
         ),
     ],
     ids=["lenient", "strict", "fit", "few questions", "inconsistent", "all right, so that κ is not defined"],

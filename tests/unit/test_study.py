@@ -340,8 +340,9 @@ REFERENCE = outcome("base", 0.0, 0.0, 0.0)
         ),
         (
             [("a", -0.1, 0.1, 0.0, 0.125), ("b", 0.004, 0.038, 0.021, 0.01)],
-            "One variant ends below the untrained student: “a” by 12.5 points (62.5 % before). “b” is better than "
-            "“base” by 2.1 points (0.4 to 3.8); “a” cannot be told from “base”.",
+            "One variant ends below the untrained student with these seeds (intervals over questions): “a” by 12.5 "
+            "points (11.5 to 13.5). “b” is better than “base” by 2.1 points (0.4 to 3.8); “a” cannot be told from "
+            "“base”.",
         ),
         ([], "“base” has 50.0 %, and nothing is compared with it."),
     ],
@@ -360,7 +361,7 @@ def test_a_study_says_in_words_what_its_intervals_tell_apart(others: list[tuple[
     assert headline(outcomes=[], unfinished=4) == "0 of 4 runs are finished."
     if len(others) == 2 and len(others[0]) > 4:
         assert headline(outcomes=[outcome(name, 0, 0, 0, 0.1) for name in ("base", "a")]).startswith(
-            "Both variants end below the untrained student: “base” by 10.0 points (60.0 % before), “a” by 10.0 points"
+            "Both variants end below the untrained student with these seeds (intervals over questions): “base” by 10.0 "
         )
     if len(others) == 1:
         assert headline(several=False) == "“a” cannot be told from “base” (+0.0 points, -1.0 to 1.0)."
