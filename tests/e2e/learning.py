@@ -13,6 +13,7 @@ import torch
 from masters_ray import cluster
 from masters_ray.config import Cluster, Learner, Reward
 from masters_ray.kernels.packing import pack
+from masters_ray.learner import job as messages
 from masters_ray.learner.job import LearnerJob, Report, StagePlan, TakenStep
 from masters_ray.learner.trainer import fit
 from masters_ray.models import hf, weights
@@ -105,8 +106,8 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 def show(news: Report) -> None:
     if isinstance(news, TakenStep):
         print("STEP " + json.dumps(dataclasses.asdict(news.metrics)), flush=True)
-    elif isinstance(news, str):
-        print("NOTE " + news, flush=True)
+    elif isinstance(news, str | messages.Told):
+        print("NOTE " + (news if isinstance(news, str) else news.text), flush=True)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def test_a_whole_run_ends(kind: str, checkpoint: Callable[..., Path], tmp_path: 
     assert checked == {name: "passed" for name in get_args(HardCheck) if name not in LOOSE.get(kind, ())}
     assert [sum(stage["masked"].values()) for stage in found["stages"]] == [known.expected()["language"]] * 2
     assert found["learner"]["steps"] == 4 and found["learner"]["left_out"] == 0
-    assert found["online"]["groups"] == 8, "two iterations, the second by a student that has learned"
+    fresh = [json.loads(line)["fresh"] for line in directory.file("metrics.jsonl").read_text().splitlines()]
+    assert sum(fresh) == 8, "two iterations, the second by a student that has learned"
     assert found["accuracy"]["student_after"]["n"] == 4
     assert weights.headers(directory.student).keys() == weights.headers(student).keys()
