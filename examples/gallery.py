@@ -51,13 +51,13 @@ SHOTS = (
     Shot(name="plan", command="masters-ray plan conf/demo.yaml --rates runs/demo", page="runs/demo/plan/plan.html"),
     Shot(
         name="mask-scan",
-        command="masters-ray mask-scan conf/demo.yaml --ratios 0.8,0.6,0.4,0.2,0 --questions 96",
-        page="runs/demo/mask-scan-96/mask_scan.html",
+        command="masters-ray mask-scan conf/demo.yaml --questions 60",
+        page="runs/demo/mask-scan-60/mask_scan.html",
     ),
     Shot(
         name="judge-audit",
-        command="masters-ray judge-audit conf/demo.yaml --questions 48",
-        page="runs/demo/judge-audit-48/judge_audit.html",
+        command="masters-ray judge-audit conf/demo.yaml --questions 60",
+        page="runs/demo/judge-audit-60/judge_audit.html",
     ),
     Shot(
         name="study",
@@ -115,8 +115,9 @@ def record(shot: Shot) -> None:
 
 
 def drawn(said: str) -> bytes:
-    """Returns an SVG of the terminal's last lines."""
-    lines = lines_of(said)[-48:]
+    """Returns an SVG of the last lines that stay on the terminal, without those that show what is going on."""
+    shown = lines_of(said.replace(f"{Path.cwd()}/", ""))
+    lines = [line for line in shown if not re.match(r"(\x1b\[[\d;]*m)*[\u2800-\u28ff]", line)][-48:]
     console = Console(record=True, width=140, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi("\n".join(lines)))
     content = console.export_svg(title="masters-ray run conf/demo.yaml")
