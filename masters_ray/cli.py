@@ -55,6 +55,8 @@ def main(words: list[str] | None = None) -> int:
             raise
         told, exit_code = f"{error.filename} cannot be used ({error.strerror}). Name another path, or mend this one.", 1
     except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(masters_ray.__name__):
+            raise
         told, exit_code = f"{error.name} is not installed here: pip install 'masters-ray[cpu]', or [gpu].", 1
     except KeyboardInterrupt:
         told, exit_code = stopping.outcome()

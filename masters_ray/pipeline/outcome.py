@@ -39,9 +39,8 @@ def write(run: RunContext) -> None:
     )
     teachers = [config.of_teacher(number).teacher.checkpoint for number in range(len(config.schedules))]
     paired = change(marks["student_before"], marks["student_after"])
-    kinds = {
-        one.kind: [other for other in marks["student_after"] if other.kind == one.kind] for one in marks["teacher"]
-    }
+    names = {one.kind for one in marks["student_after"]}
+    kinds = {name: [one for one in marks["student_after"] if one.kind == name] for name in names}
     say(
         f"held-out accuracy, student after minus before on the same {paired.n} questions: {100 * paired.value:+.1f} "
         f"points ({100 * paired.low:+.1f} to {100 * paired.high:+.1f}); {paired.improved} questions improved, "
