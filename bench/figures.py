@@ -98,8 +98,8 @@ def _tensors_by_length(run: Run, _: int) -> Outcome:
     return Outcome(value=per_token[_LONGER[-1]] / per_token[_LONGER[-2]], rows=rows, raw=above)
 
 
-_WIDTHS = (512, 1024, 2048)
-_HEADLINE_WIDTH = 2048
+_WIDTHS = at((512, 1024, 2048), (512,))
+_HEADLINE_WIDTH = _WIDTHS[-1]
 _OTHER_WIDTHS_REPEATS = 3
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from scipy.stats import t
 
@@ -18,6 +19,7 @@ from masters_ray.evaluate import Interval, kappa, wilson
 from masters_ray.pipeline.held_out import read_marks
 from masters_ray.records import JudgedText
 from masters_ray.report.render import decimal, interval, nats, percent, share, small_percent
+from tests.charts import Chart
 
 
 def text_of(html: str) -> str:
@@ -88,11 +90,15 @@ def check_scan(folder: Path) -> None:
     best = min(questions, key=lambda one: float(np.mean(list(one.values()))))
     kinds = sorted({row["kind"] for rows in kept for row in rows})
     expected, answered = [], []
+    drawn: dict[str, list[Interval | None]] = defaultdict(list)
     for one, rows, own, answers in zip(made, kept, questions, judged, strict=True):
         jsd = resampled(own.items())
         more = resampled([(q, own[q] - best[q]) for q in own.keys() & best.keys()], max(1, len(made) - 1))
         right = [(answer.position, answer.accuracy) for answer in answers if answer.source == "teacher"]
         lowest = own is best
+        drawn["more"].append(None if lowest else more)
+        drawn["jsd"].append(jsd)
+        drawn["quality"].append(resampled(right))
         expected.append(
             [
                 f"{100 * one['ratio']:g} %",
@@ -114,6 +120,9 @@ def check_scan(folder: Path) -> None:
             [f"{100 * one['ratio']:g} %", percent(cut), share(resampled(right, key=str)), *map(share, by_kind)]
         )
     assert tables(html) == [expected, answered]
+    Chart.of(html, "more").check("y", "after", drawn["more"])
+    Chart.of(html, "jsd").check("y", "after", drawn["jsd"])
+    Chart.of(html, "quality").check("y", "teacher", drawn["quality"])
     assert figures["headline"] in text_of(html)
     check_date(html, folder)
     advice = figures["advice"]
@@ -256,6 +265,8 @@ def check_study(folder: Path) -> None:
         expected.append([variant, str(seed), "finished", f"{steps} of {steps}", accuracy, lender, "report"])
     assert of_runs == expected
     rows = []
+    means, differences = list[Interval](), list[Interval]()
+    dots, strokes, gaps = list[float](), list[float](), list[float]()  # of single runs, and of untrained students
     for name, changes in study["variants"].items():
         own = [accuracies[name, seed] for seed in seeds]
         gains = [accuracies[name, seed] - accuracies[reference, seed] for seed in seeds]
@@ -277,9 +288,15 @@ def check_study(folder: Path) -> None:
         ]
         compared = [
             decimal(100 * float(np.mean(gains)), 1, sign=True),
-            _over_seeds(gains),
+            interval(_over_seeds(gains), " to "),
             interval(by_question, " to "),
         ]
+        means.append(_over_seeds(own))
+        dots += own
+        strokes.append(before)
+        if name != reference:
+            differences.append(_over_seeds(gains) if len(seeds) > 1 else by_question)
+            gaps += gains
         jsd = [_last_jsd(runs[name, seed]) for seed in seeds]
         learning = [read(runs[name, seed] / "journal.json")["phases"]["learner"] for seed in seeds]
         told = " ".join(f"{key}={json.dumps(value)}" for key, value in changes.items()) or "nothing"
@@ -289,7 +306,7 @@ def check_study(folder: Path) -> None:
                 decimal(100 * teacher, 1),
                 decimal(100 * before, 1),
                 decimal(100 * float(np.mean(own)), 1),
-                _over_seeds(own),
+                interval(_over_seeds(own), " to "),
                 decimal(100 * (float(np.mean(own)) - before), 1, sign=True),
                 interval(resampled(changed, key=str, least=-1.0), " to "),
                 *(["", "", ""] if name == reference else compared),
@@ -299,6 +316,10 @@ def check_study(folder: Path) -> None:
             ]
         )
     assert of_variants == rows
+    chart, of_pairs = Chart.of(html, "accuracy"), Chart.of(html, "difference")
+    chart.check("x", "after", means, scale=100, singles=dots)
+    assert chart.markers("before", "x") == pytest.approx([100 * one for one in strokes], abs=0.3)
+    of_pairs.check("x", "after", differences, scale=100, singles=gaps)
     assert figures["headline"] in text_of(html)
     links = re.findall(r'<a href="([^"#]+)"', html)
     assert [folder / link for link in links] == [run / "report.html" for run in runs.values()]
@@ -319,12 +340,11 @@ def _accuracy(marks: Iterable[dict[str, Any]]) -> float:
     return sum(sum(of) / len(of) for _, of in sorted(by_kind.items())) / len(by_kind)
 
 
-def _over_seeds(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return "–"
-    half = round(float(t.ppf(0.975, len(values) - 1)), 3) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    value = sum(values) / len(values)
-    return interval(Interval(value=value, low=value - half, high=value + half, n=len(values)), " to ")
+def _over_seeds(values: Sequence[float]) -> Interval:
+    value, half = sum(values) / len(values), math.nan
+    if len(values) > 1:
+        half = round(float(t.ppf(0.975, len(values) - 1)), 3) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Interval(value=value, low=value - half, high=value + half, n=len(values))
 
 
 def _last_jsd(run: Path) -> float:

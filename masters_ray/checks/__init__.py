@@ -22,7 +22,7 @@ QUICK: Table = (
     ("checkpoints", "readable configurations", pair.models),
     ("student.checkpoint", "the same family as the teacher's", pair.teachers),
     ("run.dir", "a whole path", places.not_in_a_copy),
-    ("tracker", "installed packages", places.trackers),
+    ("tracker", "packages and keys", places.trackers),
 )
 """Checks of data files and checkpoints' headers; they take seconds and need no torch."""
 THOROUGH: Table = (

@@ -3,9 +3,11 @@
 import os
 import shutil
 import tempfile
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from requests.utils import get_netrc_auth
 from rich.filesize import decimal
 
 from masters_ray.checks.context import CheckContext
@@ -30,10 +32,18 @@ def not_in_a_copy(context: CheckContext) -> None:
 
 
 def trackers(context: CheckContext) -> None:
-    """Checks that the packages of the trackers are installed."""
-    if missing := [name for name in context.config.tracker if find_spec(name) is None]:
+    """Checks that the packages of the trackers are installed, and that wandb need not ask for a key."""
+    named = context.config.tracker
+    if missing := [name for name in named if find_spec(name) is None]:
         remedy = f"Install {' and '.join(missing)}: make trackers, or elsewhere pip install {' '.join(missing)}."
         context.complain("tracker", "trackers whose packages are installed", str(missing), remedy)
+    if "wandb" not in named or "wandb" in missing:
+        return
+    settings = import_module("wandb").setup().settings
+    keys = settings.api_key, settings.identity_token_file, get_netrc_auth(settings.base_url)
+    if settings.mode == "online" and not any(keys):
+        remedy = "Call wandb login, set WANDB_API_KEY, or keep the run's files here with WANDB_MODE=offline."
+        context.complain("tracker", "a key for wandb's server", f"none for {settings.base_url}", remedy)
 
 
 def directory(context: CheckContext) -> None:

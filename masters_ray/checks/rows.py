@@ -43,9 +43,8 @@ def source(context: CheckContext, name: Literal["train", "held_out"]) -> None:
         say(f"{where}  {looked} of {one.path}: {one.taken} can be used")
     if len(kinds) > 1:
         say(f"  most frequent kinds: {', '.join(f'{kind} {count}' for kind, count in kinds.most_common(8))}")
-    changes = [f"pictures: {count} {change}" for change, count in sorted(loaded.changes.items())]
     aside = [f"set aside: {told}" for told in data.reasons(loaded.rejected)]
-    for told in (*changes, *loaded.remarks, *aside):
+    for told in (*loaded.mended, *loaded.remarks, *aside):
         say(f"  {told}")
     if more:
         context.not_checked.append(f"rows after the first {FIRST} of each source in {where} were not looked at (--all)")

@@ -97,6 +97,12 @@ class Problems(Sequence[Problem]):
         return sum(one.set_aside for one in self.sources)
 
     @property
+    def mended(self) -> list[str]:
+        """What was changed in pictures while they were read, as a sentence; empty for nothing."""
+        counts = ", ".join(f"{count} {change}" for change, count in sorted(self.changes.items()))
+        return [f"pictures: {counts}"] if counts else []
+
+    @property
     def rejected(self) -> Iterator[Rejected]:
         """Reads the rows that were set aside."""
         for block in self._blocks["rejected"]:

@@ -61,9 +61,8 @@ def report_loaded(train: data.Problems, held_out: data.Problems) -> data.Overlap
         if len(loaded.sources) > 1:
             shares = (f"{one.name} {one.taken} ({one.taken / len(loaded):.1%})" for one in loaded.sources)
             say(f"{name} questions by source: {', '.join(shares)}")
-        if loaded.changes:
-            changes = ", ".join(f"{count} {change}" for change, count in sorted(loaded.changes.items()))
-            say(f"{name} pictures: {changes}")
+        for told in loaded.mended:
+            say(f"{name} {told}")
         for remark in loaded.remarks:
             warn(f"{name} questions: {remark}")
     return report_overlap(train, held_out)

@@ -108,9 +108,8 @@ def write(run: RunContext) -> None:
 
 
 def _split(loaded: data.Problems) -> facts.SplitFacts:
-    return facts.SplitFacts(
-        problems=len(loaded), quarantined=loaded.set_aside, digest=digest_of(loaded), remarks=loaded.remarks
-    )
+    told = [*loaded.mended, *loaded.remarks]
+    return facts.SplitFacts(problems=len(loaded), quarantined=loaded.set_aside, digest=digest_of(loaded), remarks=told)
 
 
 def _sources(run: RunContext, marks: Mapping[str, Sequence[Marked]]) -> Iterator[facts.SourceFacts]:

@@ -13,11 +13,14 @@ from masters_ray.config import as_written
 from masters_ray.evaluate import Interval
 
 NOTHING = "–"
+_SPACES = re.compile(r"<pre.*?</pre>|(?<=\d) (?=%|(?:s|min|h|MB)\b)", re.DOTALL)
 
 
 def render(package: str, template: str, **values: Any) -> str:
     """package: the package whose ``templates/`` has the template; the base page and the macros come from this one."""
-    return _environment(package).get_template(template).render(values)
+    text = _environment(package).get_template(template).render(values)
+    # A line of a page does not end between a number and its unit; what stands in <pre> is to be copied as it is.
+    return _SPACES.sub(lambda found: found[0] if found[0] != " " else "\u00a0", text) if ".html." in template else text
 
 
 @cache

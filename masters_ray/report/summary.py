@@ -62,7 +62,7 @@ class SplitFacts:
     problems: int
     quarantined: int
     digest: str  # digest of the questions, independent of their order
-    remarks: list[str]  # as ``data.Problems.remarks``
+    remarks: list[str]  # as ``data.Problems.mended`` and ``remarks``
 
 
 @dataclass(frozen=True, kw_only=True)

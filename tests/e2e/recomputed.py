@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from html import unescape
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,46 +13,6 @@ import pyarrow.parquet as pq
 import yaml
 
 MODELS = ("student_before", "student_after", "teacher")
-PROSE = {
-    "result": {"95", "0", "1"},  # and the picture's words
-    "accuracy": {"95"},
-    "sources": set(),
-    "stages": {"0"},
-    "learning": {"1", "0", "2", "0.693", "60", "0.001", "learner.updates_per_step=1"},
-    "judge": {"95"},
-    "examples": {"0", "1"},
-    "run": {"0"},
-}
-"""Figures of the sentences that are the same on every page, by section."""
-
-
-def sections(html: str) -> dict[str, str]:
-    """Section → what a reader sees of it, without charts and configuration; each tag is a blank."""
-    found = re.findall(r'<section id="(\w+)">(.*?)</section>', html, re.DOTALL)
-    unseen = r"<svg.*?</svg>|<pre>.*?</pre>"
-    return {
-        name: " ".join(unescape(re.sub("<[^>]+>", " ", re.sub(unseen, "", inner, flags=re.DOTALL))).split())
-        for name, inner in found
-    }
-
-
-def figures(text: str) -> set[str]:
-    """The words of a text that hold a digit, without the signs around them."""
-    return {word.strip("()[];:,.%“”‘’\"'`") for word in re.split(r"[\s–]+", text) if re.search(r"\d", word)}
-
-
-def curve(html: str, field: str) -> list[float]:
-    """The values at which the markers of a metric's curve stand, by the labels of its axis."""
-    chart = html[html.index(f'id="{field}-figure_1"') :].partition("</svg>")[0]
-    ticks = []
-    for part in chart.split("ytick_")[1:]:
-        at, label = re.search(r'<use [^>]*y="([-.\d]+)"', part), re.search(r"<text[^>]*>([-.\d]+)</text>", part)
-        if at and label:  # not the small ticks of a logarithmic axis
-            ticks.append((float(at[1]), float(label[1])))
-    scale, back = (math.log10, lambda value: 10.0**value) if "(log)" in chart else (float, float)
-    (y, value), *_, (other_y, other) = [(at, scale(label)) for at, label in ticks]
-    marks = re.findall(r'<use [^>]*y="([-.\d]+)" style="fill: var\(--after\)', chart)
-    return [back(value + (float(mark) - y) * (other - value) / (other_y - y)) for mark in marks]
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -87,6 +47,17 @@ def mean_of(kinds: list[list[bool]]) -> tuple[float, float, float]:
     widened = [((sum(of) + 2) / (len(of) + 4), len(of) + 4) for of in kinds]
     half = 1.959964 * math.sqrt(sum(p * (1 - p) / n for p, n in widened)) / len(kinds)
     return value, max(0.0, value - half), min(1.0, value + half)
+
+
+def by_kind(marks: Iterable[dict[str, Any]]) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = defaultdict(list)
+    for one in marks:
+        found[one["kind"]].append(one["correct"])
+    return dict(sorted(found.items()))
+
+
+def mean_of_marks(marks: Iterable[dict[str, Any]]) -> tuple[float, float, float]:
+    return mean_of(list(by_kind(marks).values()))
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
@@ -294,20 +265,11 @@ class Recomputed:
         if self.config["learner"]["keep"] == "last":
             return None
 
-        def accuracy(marks: list[dict[str, Any]]) -> float:
-            kinds: dict[str, list[bool]] = defaultdict(list)
-            for one in marks:
-                kinds[one["kind"]].append(one["correct"])
-            return mean_of(list(kinds.values()))[0]
-
-        return max(on_the_way, key=lambda step: (accuracy(on_the_way[step]), step))
+        return max(on_the_way, key=lambda step: (mean_of_marks(on_the_way[step])[0], step))
 
     @staticmethod
     def _interval(marks: list[dict[str, Any]]) -> str:
-        kinds: dict[str, list[bool]] = defaultdict(list)
-        for one in marks:
-            kinds[one["kind"]].append(one["correct"])
-        value, low, high = mean_of(list(kinds.values()))
+        value, low, high = mean_of_marks(marks)
         return f"{percent(value)} ({100 * low:.1f}–{100 * high:.1f})"
 
     @staticmethod
@@ -454,7 +416,16 @@ class Recomputed:
         models = [self.summary["student"], *self.summary["teachers"]]
         digests = [one["digest"][:12] for one in (*models, self.summary["train"], self.summary["held_out"])]
         sizes = [f"{one['parameters'] / 1e6:.3g} M" for one in models]
-        return [*found, *versions, *digests, *sizes, self.summary["dir"], journal["started"].replace("T", " ")]
+        checkpoints = [one["checkpoint"] for one in models]
+        return [
+            *found,
+            *versions,
+            *digests,
+            *sizes,
+            *checkpoints,
+            self.summary["dir"],
+            journal["started"].replace("T", " "),
+        ]
 
     def quarantined(self) -> list[str]:
         rows = Counter(row["kind"] for row in lines(self.run / "quarantine.jsonl"))
@@ -472,13 +443,10 @@ class Recomputed:
         return len(self.rows) + sum(sum(noted["set_aside"].values()) for noted in self.stages)
 
     def _kinds(self, model: str) -> dict[str, list[bool]]:
-        found: dict[str, list[bool]] = defaultdict(list)
-        for one in self.marks[model].values():
-            found[one["kind"]].append(one["correct"])
-        return dict(sorted(found.items()))
+        return by_kind(self.marks[model].values())
 
     def _mean(self, model: str) -> tuple[float, float, float]:
-        return mean_of(list(self._kinds(model).values()))
+        return mean_of_marks(self.marks[model].values())
 
     def _paired(self, *kinds: str) -> str:
         """The bounds of the change, in points; kinds: without any, all."""
@@ -548,40 +516,3 @@ class Recomputed:
         ]
         most = max(3, len(values) // 10)
         return sorted(one[1:] for one in sorted(found, reverse=True)[:most])
-
-
-def complaints(run: Path) -> list[str]:
-    """What the report does not say although the files do, and figures that it shows although the files do not."""
-    html, of = (run / "report.html").read_text(), Recomputed(run)
-    shown = sections(html)
-    expected = {
-        "result": of.result(),
-        "accuracy": of.accuracy(),
-        "sources": of.sources(),
-        "stages": of.stages_(),
-        "learning": of.learning(),
-        "judge": of.judge(),
-        "examples": of.examples(),
-        "run": [*of.run_(), *of.quarantined()],
-    }
-    found = [] if shown.keys() == expected.keys() else [f"sections: {list(shown)}"]
-    for section, rows in expected.items():
-        found += [f"{section}: not there: {row}" for row in rows if " ".join(row.split()) not in shown[section]]
-        known = figures(" ".join(rows)) | PROSE[section]
-        if section == "examples":  # what models say may hold digits
-            known |= figures(" ".join(one["answer"] for marks in of.marks.values() for one in marks.values()))
-        found += [f"{section}: not in the files: {one}" for one in sorted(figures(shown[section]) - known)]
-    drawn = re.findall(r'id="([a-z_]+)-figure_1"', html)
-    outliers = {field: {step for step, *_ in of.outliers(field)} for field in drawn if field in of.steps[0]}
-    for field in outliers if len(of.steps) <= 60 else ():
-        values = [row[field] for row in of.steps]
-        read, reach = curve(html, field), max(map(abs, values)) or 1.0
-        # Where a line leaves the axis, the chart has more points than steps.
-        marks = [[mark] for mark in read] if len(read) == len(values) else [read] * len(values)
-        found += [
-            f"{field} at step {row['step']}: {value} in the files, {mark} in its curve"
-            for row, value, of_step in zip(of.steps, values, marks, strict=True)
-            if row["step"] not in outliers[field] and all(abs(value - mark) > 0.005 * reach for mark in of_step)
-            for mark in of_step[:1]
-        ]
-    return found

@@ -1,6 +1,7 @@
 """What is said of a configuration before anything starts: of its data, places, checkpoints and prompts."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from masters_ray.models.chat import Chat
 from masters_ray.models.weights import parameter_count
 from masters_ray.pipeline.run_dir import RunDirectory
 from tests.builders import checkpoint, picture, png, problem
-from tests.conftest import DEMO, PAIR
+from tests.conftest import DEMO, PAIR, ROOT
 from tests.unit.test_chat import TEMPLATE, starts_with
 
 
@@ -52,6 +53,29 @@ def refused(*overrides: str) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
         checks.load(DEMO, list(overrides))
     return {one.where: str(one) for one in caught.value.complaints}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "expected a key for wandb's server, found none for https://wandb.test"),
+        ({"WANDB_API_KEY": "0" * 40}, ""),
+        ({"NETRC": "{folder}/netrc"}, ""),
+        ({"WANDB_MODE": "offline"}, ""),
+    ],
+)
+def test_a_run_is_refused_that_wandb_would_stop_to_ask_for_a_key(
+    tmp_path: Path, given: dict[str, str], told: str
+) -> None:
+    """In a process of its own, as wandb reads its settings once."""
+    (tmp_path / "netrc").write_text("machine wandb.test login user password " + "0" * 40)
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    surroundings |= {"HOME": str(tmp_path), "WANDB_BASE_URL": "https://wandb.test"}
+    surroundings |= {name: value.format(folder=tmp_path) for name, value in given.items()}
+    code = "import sys; from masters_ray import checks; checks.load(sys.argv[1], ['tracker=wandb'])"
+    words = [sys.executable, "-c", code, str(DEMO)]
+    ran = subprocess.run(words, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=60, check=False)
+    assert (told in ran.stderr) if told else ("wandb" not in ran.stderr), ran.stderr
 
 
 def test_validate_shows_data_and_prompt_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

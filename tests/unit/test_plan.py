@@ -56,7 +56,7 @@ def test_a_configuration_is_planned_at_written_rates(
         "learner": 13.0,
         "evaluation after": 0.0,
     }
-    page = (tmp_path / "run" / "plan" / "plan.html").read_text()
+    page = (tmp_path / "run" / "plan" / "plan.html").read_text().replace("\u00a0", " ")
     assert "22.0 s on 1 CPU, 22 to pay" in page and "limited by" in page
 
 

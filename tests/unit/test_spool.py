@@ -147,3 +147,4 @@ def test_what_was_done_to_pictures_is_counted_and_said_by_every_call(
         loaded = load(source)
         inputs.report_loaded(loaded, loaded)
         assert "training pictures: 2 transparent and put on white, 1 turned upright\n" in capsys.readouterr().out
+        assert loaded.mended == ["pictures: 2 transparent and put on white, 1 turned upright"]

@@ -245,7 +245,7 @@ def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, m
     assert content["outcomes"][1]["difference"] == {"value": 0.0, "low": None, "high": None, "n": 1}
     html = page.read_text()
     assert "There is one seed, so the intervals are over the held-out questions alone" in html
-    assert "3 variants are compared with “whole”" in html and "about 14 % of such studies" in html, "1 − 0.95³"
+    assert "3 variants are compared with “whole”" in html and "about 14 % of such studies" in text_of(html), "1 − 0.95³"
     assert 'http-equiv="refresh"' not in html and 'href="no-mask/seed-3/report.html"' in html
 
 
