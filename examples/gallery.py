@@ -96,22 +96,24 @@ def main(words: list[str] | None = None) -> None:
 
 
 def record(shot: Shot) -> None:
-    """Runs the command in a terminal of 120 columns; keeps what it shows."""
-    shown = Path(shot.page).with_suffix(".txt")
-    shown.parent.mkdir(parents=True, exist_ok=True)
+    """Runs the command in a terminal of 120 columns; keeps what it shows if that is what the picture is of."""
+    Path(shot.page).parent.mkdir(parents=True, exist_ok=True)
     if shot.page.endswith(".txt"):
         shutil.rmtree("runs/demo", ignore_errors=True)  # a finished run shows nothing
     print(f"{shot.name}: {shot.command}", flush=True)
     os.environ |= {"COLUMNS": "120", "LINES": "60", "TERM": "xterm-256color"}
-    with (shown if shot.page.endswith(".txt") else Path(os.devnull)).open("wb") as file:
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    said = bytearray()
 
-        def read(terminal: int) -> bytes:
-            said = os.read(terminal, 4096)
-            file.write(said)
-            return said
+    def read(terminal: int) -> bytes:
+        more = os.read(terminal, 4096)
+        said.extend(more)
+        return more
 
-        if status := pty.spawn(shlex.split(shot.command), read):
-            sys.exit(f"{shot.command} ended with {os.waitstatus_to_exitcode(status)}")
+    if status := pty.spawn(shlex.split(shot.command), read):
+        sys.exit(f"{shot.command} ended with {os.waitstatus_to_exitcode(status)}")
+    if shot.page.endswith(".txt"):
+        Path(shot.page).write_bytes(said)
 
 
 def drawn(said: str) -> bytes:

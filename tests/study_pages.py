@@ -90,13 +90,13 @@ def check_scan(folder: Path) -> None:
     best = min(questions, key=lambda one: float(np.mean(list(one.values()))))
     kinds = sorted({row["kind"] for rows in kept for row in rows})
     expected, answered = [], []
-    drawn: dict[str, list[Interval | None]] = defaultdict(list)
+    drawn: dict[str, list[Interval]] = defaultdict(list)
     for one, rows, own, answers in zip(made, kept, questions, judged, strict=True):
         jsd = resampled(own.items())
         more = resampled([(q, own[q] - best[q]) for q in own.keys() & best.keys()], max(1, len(made) - 1))
         right = [(answer.position, answer.accuracy) for answer in answers if answer.source == "teacher"]
         lowest = own is best
-        drawn["more"].append(None if lowest else more)
+        drawn["more"].append(Interval(value=0.0, low=0.0, high=0.0, n=more.n) if lowest else more)
         drawn["jsd"].append(jsd)
         drawn["quality"].append(resampled(right))
         expected.append(
