@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from masters_ray import checks, cluster, store
 from masters_ray.config import Config
@@ -72,7 +73,7 @@ def test_judges_are_audited(tmp_path: Path) -> None:
 
 @long_form
 def test_variants_share_rollouts_and_are_compared_with_the_reference(tmp_path: Path) -> None:
-    changes = {key: int(value) for key, value in (word.split("=") for word in SMALL)}
+    changes = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in SMALL)}
     content = {
         "base": DEMO,
         "dir": str(tmp_path / "study"),
