@@ -24,7 +24,9 @@ from tests.charts import Chart
 
 def text_of(html: str) -> str:
     """What a reader sees."""
-    return " ".join(unescape(re.sub("<style.*?</style>|<[^>]+>", "", html, flags=re.DOTALL)).split())
+    return " ".join(
+        unescape(re.sub("<style.*?</style>|<[^>]+>", "", html.replace("<br>", " "), flags=re.DOTALL)).split()
+    )
 
 
 def tables(html: str) -> list[list[list[str]]]:
