@@ -71,7 +71,11 @@ def check_date(html: str, run: Path) -> None:
     started = next(one["time"] for one in events if one["kind"] == "start")
     code = [one["text"] for one in events if one["kind"] == "code"]
     assert f"started</dt><dd>{started.replace('T', ' ').replace('+00:00', ' UTC')}<" in html
-    assert f"code</dt><dd>{f'<code>{code[-1]}</code>' if code else 'not noted'}<" in html
+    dirty = ", with changes" if code and code[-1].endswith("-dirty") else ""
+    shown = f'<code title="{code[-1]}">{code[-1][:12]}</code>{dirty}' if code else "not noted"
+    assert f"code</dt><dd>{shown}<" in html
+    nodes = [one["text"] for one in events if one["kind"] == "nodes"]
+    assert not nodes or f"nodes</dt><dd>{nodes[-1]}<" in html
 
 
 def check_scan(folder: Path) -> None:

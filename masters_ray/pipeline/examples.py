@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import pyarrow.compute as pc
@@ -58,13 +59,9 @@ def learned(directory: RunDirectory, config: Config) -> tuple[list[Example], Rew
         mixed=sum(any(_pairs(one.answers, one.by_rule)) for one in examples),
         above=counts["above"],
         level=counts["level"],
-        reinforced=sum(
-            any(one.rewards.advantages[wrong] > _LEVEL for wrong, _ in _pairs(one.answers, one.by_rule))
-            for one in examples
-            if one.rewards
-        ),
+        reinforced=sum(bool(one.reinforced) for one in examples),
         idle=sum(one.outranked == "level" and not any(one.rewards.advantages) for one in examples if one.rewards),
-        disputed=sum(one.disputed for one in examples),
+        disputed=sum(bool(one.disputed) for one in examples),
         reasons=dict(sorted(Counter(reason for one in examples for reason in one.reasons).items())),
     )
     return [dataclasses.replace(one, pictures=[*map(seen, problem.pictures)]) for problem, one in shown], facts
@@ -87,15 +84,17 @@ def _marked(group: RolloutGroup, rewards: GroupRewards, config: Config) -> Examp
     answers = [one.judged for one in group.answers]
     by_rule = [right(one.answer.text, group.problem, config.judge.rule) for one in answers]
     told: dict[str, Any] = {"mask_ratio": group.mask_ratio, "answers": answers, "rewards": rewards}
+    pairs = _pairs(answers, by_rule)
     gaps = [
         (rewards.advantages[wrong] - rewards.advantages[other], _reason(answers, rewards, wrong, other, config))
-        for wrong, other in _pairs(answers, by_rule)
+        for wrong, other in pairs
     ]
+    raised = dict.fromkeys(answers[wrong].answer.text for wrong, _ in pairs if rewards.advantages[wrong] > _LEVEL)
     outranking = [(gap, reason) for gap, reason in gaps if gap > -_LEVEL]
     above = any(gap > _LEVEL for gap, _ in outranking)
     reasons = sorted({reason for gap, reason in outranking if gap > _LEVEL or not above})
     outranked: Any = "above" if above else "level" if outranking else ""
-    return _example(group.problem, by_rule=by_rule, outranked=outranked, reasons=reasons, **told)
+    return _example(group.problem, by_rule=by_rule, outranked=outranked, reasons=reasons, reinforced=[*raised], **told)
 
 
 def _pairs(answers: Sequence[JudgedAnswer], by_rule: Sequence[bool]) -> list[tuple[int, int]]:
@@ -121,12 +120,13 @@ def _reason(
 
 def changed(held_out: Sequence[Problem], marks: Mapping[str, Sequence[Marked]], count: int) -> list[Example]:
     """Returns up to ``count`` held-out questions that the student answered correctly either before or after training:
-    a third of them regressions, if there are so many, then improvements."""
+    a third of them regressions, if there are so many, then improvements; spread over the kinds by their numbers."""
     before, after, teacher = (
         {one.id: one for one in marks[name]} for name in ("student_before", "student_after", "teacher")
     )
+    kind = attrgetter("kind")
     regressed, improved = (
-        [id for id, one in before.items() if (one.correct, after[id].correct) == change]
+        [one.id for one in sorted(before.values(), key=kind) if (one.correct, after[one.id].correct) == change]
         for change in ((True, False), (False, True))
     )
     few = min(len(regressed), max(-(-count // 3), count - len(improved)))

@@ -202,8 +202,10 @@ def curve_chart(
 
 
 def beyond(metrics: Sequence[StepMetrics], field: str) -> list[tuple[int, float]]:
-    """Returns (step, value) of the values that would flatten a field's curve, so that its axis leaves them out."""
-    return [(row.step, getattr(row, field)) for row, far in zip(metrics, _far(metrics, field), strict=True) if far]
+    """Returns (step, value) of the values that would flatten a field's curve, so that its axis leaves them out; the
+    largest first."""
+    found = [(row.step, getattr(row, field)) for row, far in zip(metrics, _far(metrics, field), strict=True) if far]
+    return sorted(found, key=lambda one: -abs(one[1]))
 
 
 def _far(metrics: Sequence[StepMetrics], field: str) -> np.ndarray:

@@ -210,11 +210,13 @@ class Example:
     outranked: Literal["above", "level", ""] = ""
     """As ``RewardFacts.above`` and ``level``; "": every right answer has a larger advantage than every wrong one."""
     reasons: list[OutrankedBy] = field(default_factory=list)
+    reinforced: list[str] = field(default_factory=list)  # wrong answers with a positive advantage, beside right ones
 
     @property
-    def disputed(self) -> bool:
-        """Whether rule and verdict differ on one of ``answers``."""
-        return any(one.accuracy != by_rule for one, by_rule in zip(self.answers, self.by_rule, strict=False))
+    def disputed(self) -> dict[str, int | None]:
+        """The answers on which rule and verdict differ, with their verdicts."""
+        marked = zip(self.answers, self.by_rule, strict=False)
+        return {one.answer.text: one.accuracy for one, by_rule in marked if one.accuracy != by_rule}
 
 
 def read_summary(folder: Path) -> Summary:

@@ -189,8 +189,8 @@ class Recomputed:
                 together[-1].append(step)
             else:
                 together.append([step])
-        found = []
-        for steps in together[:10]:
+        found, recovered = list[str](), 0
+        for steps in together:
             peaks = {
                 field: max(of, key=lambda one: abs(one[1]))
                 for field in names
@@ -203,13 +203,20 @@ class Recomputed:
                 for field, (at, value, of) in peaks.items()
             )
             when = f"Steps {steps[0]} to {steps[-1]}" if several else f"Step {steps[0]}"
-            found.append(f"{when}: {said}. {self._recovery(steps[-1], peaks, names)}")
+            recovery = self._recovery(steps[-1], peaks, names)
+            found += [f"{when}: {said}. {recovery}"] if len(found) < 10 else []
+            recovered += not recovery
+        if together and recovered == len(together):
+            found.append("All recovered in the next steps.")
         for field in names:
             steps = [step for step, *_ in odd[field]]
             usual = max(abs(row[field]) for row in self.steps if row["step"] not in steps)
-            far = [f"step {step} ({value:.3g})" for step, value, _ in odd[field] if abs(value) > 1.1 * usual]
-            more = [f"and {len(far) - 5} more"] if len(far) > 5 else []
+            by_size = sorted(odd[field], key=lambda one: -abs(one[1]))
+            far = [f"step {step} ({value:.3g})" for step, value, _ in by_size if abs(value) > 1.1 * usual]
+            more = [f"and {len(far) - 5} smaller"] if len(far) > 5 else []
             found += [" ".join([", ".join(far[:5]), *more])] if far else []
+        weights = [str(self.config["learner"][name]) for name in ("policy_weight", "kl_beta", "jsd_weight")]
+        found.append(f"here they are {weights[0]}, {weights[1]} and {weights[2]}.")
         limit, norms = self.config["learner"]["gradient_clipping"], [row["grad_norm"] for row in self.steps]
         found.append(f"before it is clipped to {limit} (learner.gradient_clipping, dashed); clipped on")
         found.append(f"{sum(norm > limit for norm in norms)} of {len(norms)} steps.")
@@ -228,7 +235,7 @@ class Recomputed:
         ]
         told = f"It had not recovered in the next steps: {', '.join(high)} mostly stayed, and ended, "
         told += "above twice the usual."
-        return told if high else "It recovered in the next steps."
+        return told if high else ""
 
     def _course(self) -> list[str]:
         """Of the questions that were asked on the way, by the files of the students in between."""
@@ -351,6 +358,7 @@ class Recomputed:
         up = min(improved, count - down)
         found.append(f"{improved} of {len(before)} improved, {regressed} regressed.")
         found.append(f"Shown are {up} that improved and {down} that regressed")
+        changed = [sorted(ids, key=lambda id: before[id]["kind"]) for ids in changed]
         for id in [*spread(changed[0], up), *spread(changed[1], down)]:
             found.append(f"{id} · kind “{before[id]['kind']}” · {'improved' if after[id]['correct'] else 'regressed'}")
             found.append(f"teacher {' '.join(teacher[id]['answer'].split())} {'✓' if teacher[id]['correct'] else '✗'}")

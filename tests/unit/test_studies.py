@@ -220,10 +220,10 @@ def audited(right: dict[Source, tuple[int, int]], questions: int = 100, same: fl
     passes = [judge_audit.JudgePass(seconds=1.0, verdicts=verdicts(*of)) for of in (said, again)]
     by_rule = verdicts(*(one.accuracy for one in cases))
     judge = judge_audit.judge_figures("student", cases, *passes)
-    pairs = judge_audit.pairs(cases, {"student": passes[0].verdicts, "rule": by_rule})
+    pairs = list(judge_audit.pairs(cases, {"student": passes[0].verdicts, "rule": by_rule}))
     kappas = {one.first: one.kappa for one in pairs if one.of == "all"}
     told = {"fitness": judge_audit.fitness, "needed": judge_audit.needed}
-    return {"judges": [judge], "kappas": kappas, "questions": questions} | {
+    return {"judges": [judge], "kappas": kappas, "questions": questions, "pairs": pairs} | {
         name: {"student": of(judge, kappas["student"])} for name, of in told.items()
     }
 
@@ -251,9 +251,9 @@ def headline(study: str, **figures: Any) -> str:
         ),
         (
             audited({"student": (25, 25)}, questions=50),
-            "Whether the student is fit to judge cannot be told from 50 questions: the share that it calls right of "
-            "the student’s answers differs from the rule’s by -7.1 to 7.1 points (95 %), which reaches past the limit. "
-            "About 210 would do if it judges others as it judged these.",
+            "Whether the student is fit to judge cannot be told from 50 questions: it agreed with the rule on all of "
+            "the student’s answers, but so few leave room for -7.1 to 7.1 points (95 %), past the limit. "
+            "210 or fewer would do if it judges others as it judged these.",
         ),
         (
             audited({"student": (50, 50)}, same=0.7),
@@ -393,7 +393,8 @@ HIGHER = "; the divergence is higher again there."
         (scanned(r20=0.1), "One ratio was scanned, so there is nothing to compare it with: scan several (--ratios)."),
         (
             scanned(r40=0.1, r20=0.1, r0=0.1),
-            "These 40 questions cannot tell the ratios apart, so none is recommended.",
+            "These 40 questions cannot tell any ratio from 40 %, which has the lowest divergence, so none is "
+            "recommended.",
         ),
     ],
     ids=["in between", "largest", "none", "0 not scanned", "one ratio", "all equal"],
@@ -411,9 +412,9 @@ def test_what_cannot_be_told_apart_is_said_with_the_number_of_questions_that_cou
     found = mask_scan.scanned(stages, [best, other], [[], []])
     assert (advise(found)["rival"], advise(found)["needed"]) == (0.0, exactly(2834, rel=0.1))
     assert re.fullmatch(
-        r"These 40 questions cannot tell the ratios apart, so none is recommended. About [23],\d00 would be "
-        r"needed to tell "
-        r"20 % from 0 % if they differ as much as measured here.",
+        r"These 40 questions cannot tell any ratio from 20 %, which has the lowest divergence, so none is recommended. "
+        r"About [23],\d00 would be needed to tell 20 % from 0 % if they differ as much as measured here "
+        r"\(0.0025 of 0.139 nats\).",
         advice(found),
     )
 
@@ -428,7 +429,7 @@ def test_an_interval_that_touches_0_tells_nothing_apart() -> None:
         "lowest at 20 %, "
         "but not known to be lower than without a mask. About 76 would be needed to tell 20 % from 0 % if they "
         "differ as much "
-        f"as measured here. Over-masked: 40 %{HIGHER}"
+        f"as measured here (0.05 of 0.139 nats). Over-masked: 40 %{HIGHER}"
     )
     assert advice([replace(strong, against_best=touching), best, none]).endswith(
         "and lower than without a mask. These 40 questions cannot tell it from 40 %."

@@ -152,7 +152,10 @@ def test_differences_are_paired_by_seed_and_by_question_and_times_are_of_the_lea
     *_, head, _, first, second, _, headline, _, told = (study.dir / "study.md").read_text().splitlines()
     assert (whole.before.value, whole.teacher.value) == (0.5, summary().accuracy.teacher.value)
     assert (whole.gain_by_question.value, whole.gain_by_question.n) == (pytest.approx(0.2), 17)
-    assert headline == "“No mask!” is worse than “whole” by 10.0 points (10.0 to 10.0)." and headline in text_of(page)
+    assert (
+        headline == "“No mask!” is worse than “whole” by 10.0 points (10.0 to 10.0 over the seeds)."
+        and headline in text_of(page)
+    )
     assert head.endswith("| JSD at the end | learning, s | waiting, s |") and "“waiting, s” is the part" in told
     teacher = f"{100 * whole.teacher.value:.1f}"
     assert (
@@ -235,7 +238,7 @@ def test_a_study_runs_what_is_not_finished_and_shares_rollouts(tmp_path: Path, m
     assert shown[1] == [
         ["whole", "3", "finished", "20 of 6", "50.0 %", "its own", "report"],
         ["No mask!", "3", "finished", "20 of 6", "50.0 %", "its own", "report"],
-        ["distilled", "3", "running since", "2 of 6", "–", "whole, seed 3", ""],
+        ["distilled", "3", "running since", "2 of 6", "–", "whole, seed 3", "log"],
         ["no mask, distilled", "3", "waiting", "0 of 6", "–", "No mask!, seed 3", ""],
     ]
     studies.run(study)
@@ -330,18 +333,19 @@ REFERENCE = outcome("base", 0.0, 0.0, 0.0)
 @pytest.mark.parametrize(
     ("others", "told"),
     [
-        ([("a", 0.004, 0.038)], "“a” is better than “base” by 2.1 points (0.4 to 3.8)."),
-        ([("a", -0.038, -0.004, -0.021)], "“a” is worse than “base” by 2.1 points (0.4 to 3.8)."),
-        ([("a", 0.0, 0.042)], "“a” cannot be told from “base” (+2.1 points, 0.0 to 4.2)."),
+        ([("a", 0.004, 0.038)], "“a” is better than “base” by 2.1 points (0.4 to 3.8 over the seeds)."),
+        ([("a", -0.038, -0.004, -0.021)], "“a” is worse than “base” by 2.1 points (0.4 to 3.8 over the seeds)."),
+        ([("a", 0.0, 0.042)], "“a” cannot be told from “base” (+2.1 points, 0.0 to 4.2 over the seeds)."),
         ([("a", math.nan, math.nan)], "“a” cannot be told from “base”."),
         (
             [("a", 0.004, 0.038), ("b", -0.1, 0.1), ("c", -0.1, 0.0)],
-            "“a” is better than “base” by 2.1 points (0.4 to 3.8); “b” and “c” cannot be told from “base”.",
+            "“a” is better than “base” by 2.1 points (0.4 to 3.8 over the seeds); “b” and “c” cannot be told from "
+            "“base”.",
         ),
         (
             [("a", -0.1, 0.1, 0.0, 0.125), ("b", 0.004, 0.038, 0.021, 0.01)],
-            "One variant ends below the untrained student with these seeds (intervals over questions): “a” by 12.5 "
-            "points (11.5 to 13.5). “b” is better than “base” by 2.1 points (0.4 to 3.8); “a” cannot be told from "
+            "One variant ends below the untrained student with these seeds: “a” by 12.5 points (11.5 to 13.5); over "
+            "questions. “b” is better than “base” by 2.1 points (0.4 to 3.8 over the seeds); “a” cannot be told from "
             "“base”.",
         ),
         ([], "“base” has 50.0 %, and nothing is compared with it."),
@@ -361,7 +365,7 @@ def test_a_study_says_in_words_what_its_intervals_tell_apart(others: list[tuple[
     assert headline(outcomes=[], unfinished=4) == "0 of 4 runs are finished."
     if len(others) == 2 and len(others[0]) > 4:
         assert headline(outcomes=[outcome(name, 0, 0, 0, 0.1) for name in ("base", "a")]).startswith(
-            "Both variants end below the untrained student with these seeds (intervals over questions): “base” by 10.0 "
+            "Both variants end below the untrained student with these seeds: “base” by 10.0 "
         )
     if len(others) == 1:
-        assert headline(several=False) == "“a” cannot be told from “base” (+0.0 points, -1.0 to 1.0)."
+        assert headline(several=False) == "“a” cannot be told from “base” (+0.0 points, -1.0 to 1.0 over questions)."
