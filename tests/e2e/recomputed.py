@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import yaml
 
 MODELS = ("student_before", "student_after", "teacher")
+WATCHED = {"loss": "loss", "jsd": "JSD", "kl": "KL", "grad_norm": "gradient norm"}
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -177,18 +178,12 @@ class Recomputed:
         counts = {name: sum(noted[f"defused_{name}"] for noted in self.stages) for name in ("answers", "questions")}
         if parts := [f"{count} {name}" for name, count in counts.items() if count]:
             found.append(f"all stages: {' and '.join(parts)} with tags")
-        found.append(f"sampled at temperature {self.config['rollout']['sampling']['temperature']:g}:")
+        found.append(f"sampled at temperature {self.config['rollout']['sampling']['temperature']:g} to training")
         return [*found, " ".join(["all", *map(str, total)])]
 
     def learning(self) -> list[str]:
-        names = {"loss": "loss", "jsd": "JSD", "kl": "KL", "grad_norm": "gradient norm"}
+        names, together = WATCHED, self._instabilities()
         odd = {field: self.outliers(field) for field in names}
-        together: list[list[int]] = []
-        for step in sorted({step for of in odd.values() for step, *_ in of}):
-            if together and step - together[-1][-1] <= 5:
-                together[-1].append(step)
-            else:
-                together.append([step])
         found, recovered = list[str](), 0
         for steps in together:
             peaks = {
@@ -223,6 +218,15 @@ class Recomputed:
         found.append(f"is at most {max(row['jsd_error_bound'] for row in self.steps):#.3g} nats more")
         skipped = lines(self.run / "skipped.jsonl")
         return found + self._course() + [f"Step {one['step']} was skipped: {one['reason']}." for one in skipped]
+
+    def _instabilities(self) -> list[list[int]]:
+        together: list[list[int]] = []
+        for step in sorted({step for field in WATCHED for step, *_ in self.outliers(field)}):
+            if together and step - together[-1][-1] <= 5:
+                together[-1].append(step)
+            else:
+                together.append([step])
+        return together
 
     def _recovery(self, last: int, peaks: dict[str, tuple[int, float, float]], names: dict[str, str]) -> str:
         [place] = [at for at, row in enumerate(self.steps) if row["step"] == last]
@@ -379,6 +383,8 @@ class Recomputed:
         found += [f"answer tokens learned from {sum(row['answer_tokens'] for row in self.steps):,}"]
         found += [f"{learned:,}, prompts once; {learned / seconds:,.0f} per second"]
         found += [self.events[0]["text"], f"seed {self.config['run']['seed']}"]
+        if odd := len(self._instabilities()):
+            found.append(f"there were {odd} instabilities:" if odd > 1 else "there was one instability:")
         calls = [event for event in self.events if event["kind"] in ("start", "code", "nodes", "end")]
         for event in calls:
             clock = event["time"].replace("T", " ").removesuffix("+00:00")
