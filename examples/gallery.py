@@ -90,7 +90,7 @@ def main(words: list[str] | None = None) -> None:
                 print(f"{shot.name}: {shot.page} is not there; {shot.command} makes it")
                 continue
             record(shot)
-        content = drawn(Path(shot.page).read_text()) if shot.file.endswith(".svg") else taken(shot)
+        content = drawn(Path(shot.page).read_bytes().decode()) if shot.file.endswith(".svg") else taken(shot)
         (FOLDER / shot.file).write_bytes(content)
         print(f"{FOLDER / shot.file}: {len(content) / 1000:.0f} kB")
 
@@ -117,9 +117,8 @@ def record(shot: Shot) -> None:
 
 
 def drawn(said: str) -> bytes:
-    """Returns an SVG of the last lines that stay on the terminal, without those that show what is going on."""
-    shown = lines_of(said.replace(f"{Path.cwd()}/", ""))
-    lines = [line for line in shown if not re.match(r"(\x1b\[[\d;]*m)*[\u2800-\u28ff]", line)][-48:]
+    """Returns an SVG of the last lines that stay on the terminal."""
+    lines = lines_of(said.replace(f"{Path.cwd()}/", ""))[-48:]
     console = Console(record=True, width=140, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi("\n".join(lines)))
     content = console.export_svg(title="masters-ray run conf/demo.yaml")
