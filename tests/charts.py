@@ -24,7 +24,7 @@ class Chart:
 
     def markers(self, colour: str, axis: Axis = "y") -> list[float]:
         uses = re.findall(r'<use [^>]*x="([-.\d]+)" y="([-.\d]+)" style="fill: var\(--(\w+)\)', self.svg)
-        return [self._value(x if axis == "x" else y, axis) for x, y, of in uses if of == colour]
+        return [self._value(x if axis == "x" else y, axis) for x, y, of in uses if of == colour and self._seen(y)]
 
     def points(self, colour: str) -> list[tuple[float, float]]:
         """(x, y) of the markers."""
@@ -35,7 +35,7 @@ class Chart:
         paths = re.findall(r'<path d="([^"]*)"[^>]*stroke: var\(--(\w+)\); stroke-opacity: 0.6', self.svg)
         [path] = [path for path, of in paths if of == colour]
         places = re.findall(r"[ML] ([-.\d]+) ([-.\d]+)", path)
-        return [(self._value(x, "x"), self._value(y, "y")) for x, y in places]
+        return [(self._value(x, "x"), self._value(y, "y")) for x, y in places if self._seen(y)]
 
     def intervals(self, colour: str, axis: Axis = "y") -> list[tuple[float, float]]:
         groups = re.findall(r'LineCollection_\d+">(.*?)</g>', self.svg, re.DOTALL)
@@ -61,6 +61,11 @@ class Chart:
         assert self.markers(colour, axis) == pytest.approx(values, abs=near)
         drawn = [bound for ends in self.intervals(colour, axis) for bound in ends]
         assert drawn == pytest.approx(bounds, abs=near)
+
+    def _seen(self, y: str) -> bool:
+        """Not where a line leaves the picture: there it has points and markers just outside."""
+        [height] = re.findall(r'-patch_1">\s*<path d="M 0 ([.\d]+)', self.svg)
+        return 0 <= float(y) <= float(height)
 
     def _value(self, place: str, axis: Axis) -> float:
         ticks = []

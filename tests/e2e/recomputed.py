@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
+from PIL import Image
 
 MODELS = ("student_before", "student_after", "teacher")
 WATCHED = {"loss": "loss", "jsd": "JSD", "kl": "KL", "grad_norm": "gradient norm"}
@@ -447,6 +448,8 @@ class Recomputed:
         of_data = rows.total() - aside
         told = [f"{of_data} rows of the data were set aside"] if of_data else []
         told += [f"{aside} questions were dropped while"] if aside else []
+        turned = self._turned()
+        told += [f"{of_data} set aside; pictures: {turned} turned upright"] if turned else []
         return [
             *told,
             f"training questions {self._questions():,} ({of_data} set aside",
@@ -455,6 +458,17 @@ class Recomputed:
 
     def _questions(self) -> int:
         return len(self.rows) + sum(sum(noted["set_aside"].values()) for noted in self.stages)
+
+    def _turned(self) -> int:
+        """Pictures of usable questions whose EXIF data say that they are not upright."""
+        source = Path(self.config["data"]["train"]["path"])
+        aside = {row["row"] for row in lines(self.run / "quarantine.jsonl")}
+        found = 0
+        for number, line in enumerate(source.read_text().splitlines(), 1):
+            if f"{source}:{number}" not in aside:
+                with Image.open(source.parent / json.loads(line)["image"]) as image:
+                    found += image.getexif().get(0x0112, 1) != 1
+        return found
 
     def _kinds(self, model: str) -> dict[str, list[bool]]:
         return by_kind(self.marks[model].values())
