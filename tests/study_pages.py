@@ -219,7 +219,7 @@ def _check_disagreements(
     html: str, cases: Sequence[JudgedText], said: dict[str, list[int | None]], counts: list[list[str]]
 ) -> None:
     """Patterns: which side is right, and whose answer; every card is in its own pattern's place."""
-    found: dict[tuple[int, str], tuple[str, set[str]]] = {}
+    found: dict[tuple[int, str, str], tuple[str, set[str]]] = {}
     for case, *of in zip(cases, said["student"], said["teacher"], strict=True):
         differ = {name for name, one in zip(("student", "teacher"), of, strict=True) if one != case.accuracy}
         readable = {one for one in of if one not in (None, case.accuracy)}
@@ -227,7 +227,7 @@ def _check_disagreements(
             "unreadable" if not readable else "right, the rule wrong" if not case.accuracy else "wrong, the rule right"
         )
         if differ:
-            found.setdefault((case.position, case.text), (f"{pattern}: {case.source}’s answers", differ))
+            found.setdefault((case.position, case.source, case.text), (f"{pattern}: {case.source}’s answers", differ))
     told = {row[0].removeprefix("a model says ").replace("a model’s verdict is ", ""): row[1:] for row in counts}
     expected = {
         pattern: [

@@ -145,9 +145,9 @@ def changed(held_out: Sequence[Problem], marks: Mapping[str, Sequence[Marked]], 
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
-    """Returns at most ``count`` of the items, evenly spread."""
+    """Returns at most ``count`` of the items, evenly spread: each from the middle of an equal part."""
     taken = min(count, len(items))
-    return [items[index * len(items) // taken] for index in range(taken)]
+    return [items[(2 * index + 1) * len(items) // (2 * taken)] for index in range(taken)]
 
 
 def _example(problem: Problem, **more: Any) -> Example:

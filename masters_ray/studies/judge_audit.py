@@ -18,7 +18,7 @@ import numpy as np
 from masters_ray import store
 from masters_ray.config import Config, JudgedBy
 from masters_ray.errors import DataError
-from masters_ray.evaluate import Interval, kappa
+from masters_ray.evaluate import Interval, kappa, wilson
 from masters_ray.files import read_record, write_json, write_lines
 from masters_ray.pipeline import run
 from masters_ray.pipeline.examples import seen
@@ -34,7 +34,7 @@ from masters_ray.replicas.pool import Pool
 from masters_ray.replicas.spawn import Replicas
 from masters_ray.replicas.spec import specs
 from masters_ray.studies import publish, sample, sample_seconds, told_time
-from masters_ray.studies.statistics import questions_needed, resampled, resampled_share
+from masters_ray.studies.statistics import alike_needed, questions_needed, resampled, resampled_share
 
 LIMITS = {"more right": (-0.05, 0.05), "κ": (0.6, math.inf), "consistency": (0.9, math.inf)}
 """Measure of a judge → bounds within which it is fit to train on; the page says why."""
@@ -158,7 +158,9 @@ def needed(judge: JudgeFigures, kappa: Interval | None) -> float:
     said, most = fitness(judge, kappa), [0.0]
     for name, (one, *limits) in _measures(judge, kappa).items():
         if said[name] == "open":
-            most.append(questions_needed(replace(one, value=min(abs(one.value - limit) for limit in limits))))
+            distance = min(abs(one.value - limit) for limit in limits)
+            alike = one.n and math.isclose(max(one.high - one.value, one.value - one.low), wilson(0, one.n).high)
+            most.append(alike_needed(distance) if alike else questions_needed(replace(one, value=distance)))
     return max(most) if all(map(math.isfinite, most)) else math.nan
 
 
@@ -222,13 +224,14 @@ def pairs(cases: Sequence[JudgedText], verdicts: Mapping[str, Sequence[Verdict]]
 
 
 def disagreements(cases: Sequence[JudgedText], verdicts: Mapping[str, Sequence[Verdict]]) -> list[Disagreement]:
-    """Returns the answers with different verdicts; equal answers to a question once."""
-    found: dict[tuple[int, str], Disagreement] = {}
+    """Returns the answers with different verdicts; equal answers of a model to a question once."""
+    found: dict[tuple[int, str, str], Disagreement] = {}
     for index, case in enumerate(cases):
         own = {name: of[index].accuracy for name, of in verdicts.items()}
         if len(set(own.values())) > 1:
             said = {name: of[index].text for name, of in verdicts.items() if name != "rule"}
-            found.setdefault((case.position, case.text), Disagreement(case=case, verdicts=own, said=said))
+            place = (case.position, case.source, case.text)
+            found.setdefault(place, Disagreement(case=case, verdicts=own, said=said))
     return list(found.values())
 
 

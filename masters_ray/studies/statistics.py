@@ -57,6 +57,13 @@ def questions_needed(found: Interval, comparisons: int = 1) -> float:
     return found.n * (needed / found.value) ** 2 if found.value else math.inf
 
 
+def alike_needed(width: float) -> float:
+    """Returns how many questions that are all alike make an interval of ``resampled_share`` reach only so far from its
+    value: n where Wilson's bound of none, z² / (n + z²), is the width. Example: 0.05 gives 73."""
+    z = NormalDist().inv_cdf(0.975)
+    return z**2 * (1 - width) / width if width else math.inf
+
+
 def resampled(
     columns: np.ndarray,
     question_of: Sequence[str] | Sequence[int],

@@ -64,7 +64,7 @@ def mean_of_marks(marks: Iterable[dict[str, Any]]) -> tuple[float, float, float]
 
 def spread(items: list[Any], count: int) -> list[Any]:
     taken = min(count, len(items))
-    return [items[index * len(items) // taken] for index in range(taken)]
+    return [items[(2 * index + 1) * len(items) // (2 * taken)] for index in range(taken)]
 
 
 class Recomputed:
@@ -304,8 +304,8 @@ class Recomputed:
             if author != "all":
                 found.append(
                     f"The judge calls {percent(judge / n)} of the {author}’s answers right, the rule "
-                    f"{percent(rule / n)}: by the rule, {rewarded:,} wrong answers were rewarded as right, "
-                    f"and {denied:,} right ones as wrong."
+                    f"{percent(rule / n)}: by the rule, {rewarded:,} of {n - rule:,} wrong answers were rewarded as "
+                    f"right, and {denied:,} of {rule:,} right ones as wrong."
                 )
         marks = [(one["accuracy"], one["by_rule"]) for one in self._answers()]
         unjudged = sum(noted["unjudged"] for noted in self.stages)

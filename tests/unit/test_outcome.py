@@ -146,12 +146,12 @@ def test_a_group_in_which_a_wrong_answer_is_ahead_is_shown_although_the_even_spr
     config: Config = configuration.load(ROOT / "conf" / "demo.yaml", ["evaluation.examples=2"])
     good, row = answered(RIGHT, ("blue", 0, 0.5, -0.5))
     bad, odd = answered(RIGHT, ("blue", 1, 0.2, 0.9))
-    put(directory.stage(0), *(dataclasses.replace(bad if place == 3 else good, position=place) for place in range(4)))
+    put(directory.stage(0), *(dataclasses.replace(bad if place == 2 else good, position=place) for place in range(4)))
     append_lines(
-        directory.file("rewards.jsonl"), [(odd if place == 3 else row) | {"position": place} for place in range(4)]
+        directory.file("rewards.jsonl"), [(odd if place == 2 else row) | {"position": place} for place in range(4)]
     )
     shown, facts = examples.learned(directory, config)
-    assert [one.rewards.position for one in shown if one.rewards] == [0, 2, 3]
+    assert [one.rewards.position for one in shown if one.rewards] == [1, 3, 2]
     assert (facts.groups, facts.above) == (4, 1)
 
 

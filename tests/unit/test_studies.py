@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import re
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -24,7 +25,7 @@ from masters_ray.report.render import render
 from masters_ray.studies import judge_audit, mask_scan, sample, sample_seconds, told_time
 from masters_ray.studies.judge_audit import JudgePair
 from masters_ray.studies.mask_scan import Scanned, advise
-from masters_ray.studies.statistics import mean, questions_needed, resampled_mean, resampled_share
+from masters_ray.studies.statistics import alike_needed, mean, questions_needed, resampled_mean, resampled_share
 from tests.builders import group, scored, stage_outcome, written
 from tests.conftest import DEMO
 from tests.study_pages import check_date, tables, text_of
@@ -76,6 +77,12 @@ def test_the_number_of_questions_that_would_tell_a_difference_grows_with_the_squ
     assert questions_needed(found) == exactly(102.2, abs=0.1)
     assert questions_needed(replace(found, low=-0.1, high=0.3)) == exactly(408.8, abs=0.2)
     assert math.isinf(questions_needed(replace(found, value=0.0)))
+
+
+def test_questions_that_are_all_alike_reach_a_width_with_the_number_that_is_told() -> None:
+    for count, reach in ((72, operator.gt), (73, operator.lt)):
+        assert reach(resampled_share([0] * count, range(count)).high, 0.05)
+    assert alike_needed(0.05) == exactly(73.0, abs=0.05)
 
 
 def test_studies_work_in_directories_of_their_own_beside_a_run_whose_stores_lie_elsewhere(tmp_path: Path) -> None:
@@ -134,6 +141,9 @@ def test_judges_are_compared_on_what_both_could_judge() -> None:
     assert (both.both_right, both.right_wrong, both.wrong_right, both.both_wrong) == (2, 1, 0, 2)
     assert found["student", "rule", "teacher"].share == found["teacher", "rule", "all"].kappa.value == 1.0
     assert len(found) == 9
+    both_wrote = [*CASES, case(1, "teacher", "<b>", 0)]
+    twice = judge_audit.disagreements(both_wrote, {name: [*of, of[3]] for name, of in ALL.items()})
+    assert [(one.case.id, one.case.source) for one in twice] == [("1", "student"), ("2", "teacher"), ("1", "teacher")]
     listed = judge_audit.disagreements(CASES, ALL)
     assert [(one.case.id, one.case.text) for one in listed] == [("1", "<b>"), ("2", "red")]
     assert listed[1].verdicts == {"student": None, "teacher": 1, "rule": 1}
@@ -253,7 +263,7 @@ def headline(study: str, **figures: Any) -> str:
             audited({"student": (25, 25)}, questions=50),
             "Whether the student is fit to judge cannot be told from 50 questions: it agreed with the rule on all of "
             "the student’s answers, but so few leave room for -7.1 to 7.1 points (95 %), past the limit. "
-            "210 or fewer would do if it judges others as it judged these.",
+            "About 73 would tell if it judges others as it judged these.",
         ),
         (
             audited({"student": (50, 50)}, same=0.7),
@@ -413,8 +423,8 @@ def test_what_cannot_be_told_apart_is_said_with_the_number_of_questions_that_cou
     assert (advise(found)["rival"], advise(found)["needed"]) == (0.0, exactly(2834, rel=0.1))
     assert re.fullmatch(
         r"These 40 questions cannot tell any ratio from 20 %, which has the lowest divergence, so none is recommended. "
-        r"About [23],\d00 would be needed to tell 20 % from 0 % if they differ as much as measured here "
-        r"\(0.0025 of 0.139 nats\).",
+        r"About [23],\d00 would tell 20 % from 0 %, which a start has to beat, in four of five samples, if they differ "
+        r"as much as measured here \(0.0025 nats, where the divergence is 0.139\).",
         advice(found),
     )
 
@@ -427,9 +437,9 @@ def test_an_interval_that_touches_0_tells_nothing_apart() -> None:
     assert advice([strong, best, replace(none, against_best=touching)]) == (
         "These 40 questions cannot tell whether a mask helps, so no start is recommended: the divergence is "
         "lowest at 20 %, "
-        "but not known to be lower than without a mask. About 76 would be needed to tell 20 % from 0 % if they "
-        "differ as much "
-        f"as measured here (0.05 of 0.139 nats). Over-masked: 40 %{HIGHER}"
+        "but not known to be lower than without a mask. About 76 would tell 20 % from 0 %, which a start has "
+        "to beat, in four of five samples, if they differ as much "
+        f"as measured here (0.05 nats, where the divergence is 0.139). Over-masked: 40 %{HIGHER}"
     )
     assert advice([replace(strong, against_best=touching), best, none]).endswith(
         "and lower than without a mask. These 40 questions cannot tell it from 40 %."

@@ -344,8 +344,8 @@ REFERENCE = outcome("base", 0.0, 0.0, 0.0)
         ),
         (
             [("a", -0.1, 0.1, 0.0, 0.125), ("b", 0.004, 0.038, 0.021, 0.01)],
-            "One variant ends below the untrained student with these seeds: “a” by 12.5 points (11.5 to 13.5); over "
-            "questions. “b” is better than “base” by 2.1 points (0.4 to 3.8 over the seeds); “a” cannot be told from "
+            "One variant ends below the untrained student with these seeds: “a” by 12.5 points (11.5 to 13.5 over "
+            "questions). “b” is better than “base” by 2.1 points (0.4 to 3.8 over the seeds); “a” cannot be told from "
             "“base”.",
         ),
         ([], "“base” has 50.0 %, and nothing is compared with it."),
@@ -369,3 +369,14 @@ def test_a_study_says_in_words_what_its_intervals_tell_apart(others: list[tuple[
         )
     if len(others) == 1:
         assert headline(several=False) == "“a” cannot be told from “base” (+0.0 points, -1.0 to 1.0 over questions)."
+
+
+def test_students_that_differ_although_the_variants_cannot_be_told_apart_are_named() -> None:
+    over_questions = Interval(value=0.02, low=0.01, high=0.03, n=90)
+    apart = dataclasses.replace(outcome("a", -0.1, 0.1), difference_by_question=over_questions)
+    values = {"study": SimpleNamespace(reference="base"), "outcomes": [REFERENCE, apart], "several": True}
+    told = render("masters_ray.studies", "study.headline.jinja", unfinished=0, runs=[None] * 4, **values)
+    assert " ".join(told.split()) == (
+        "“a” cannot be told from “base” (+2.1 points, -10.0 to 10.0 over the seeds). The students of these seeds do "
+        "differ on such questions (1.0 to 3.0 points); whether those of other seeds would cannot be told."
+    )
