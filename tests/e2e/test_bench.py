@@ -20,8 +20,8 @@ FIGURES = {
     "plan": 2,
     "data": 4,
 }
-LONG = ("semi_online", "plan")
-"""These are runs of the demo, as other tests have them."""
+LONG = ("semi_online", "plan", "pregen")
+"""These start engines or run the demo, as other tests do."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(one, marks=long_form) if one in LONG else one for one in FIGURES])

@@ -56,7 +56,7 @@ def called(python: str, folder: Path, *words: str, **more: str) -> subprocess.Co
     return subprocess.run(command, cwd=folder, env=there, capture_output=True, text=True, timeout=500, check=False)
 
 
-def test_init_validate_config_and_run_need_no_checkout(python: str, outside: Path) -> None:
+def test_init_validate_and_config_need_no_checkout(python: str, outside: Path) -> None:
     ran = called(python, outside, "validate", "toy.yaml")
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
     assert "toy.yaml: no complaint" in ran.stdout
@@ -67,6 +67,10 @@ def test_init_validate_config_and_run_need_no_checkout(python: str, outside: Pat
         f"{name} is that of the package, " for name in shipped
     ]
     assert "gpu: h100-80gb  # conf/machines/1x80gb.yaml (default: null)" in ran.stdout
+
+
+@long_form
+def test_run_needs_no_checkout(python: str, outside: Path) -> None:
     ran = called(python, outside, "run", "toy.yaml", *SMALL)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert summary(outside / "runs" / "toy")["learner"]["groups"] == 48
