@@ -112,7 +112,8 @@ def rows_chart(
 def line_chart(
     name: str, xs: Sequence[float], series: Sequence[Series], x_label: str, y_label: str, scale: float = 1.0
 ) -> Markup:
-    """Draws a line per series that has a value, each point with its interval; points of the same x stand side by side.
+    """Draws each series that has a value: points with their intervals, and a line if it is the only one, since lines of
+    several hide each other; points of the same x stand side by side.
     A dashed line marks 0 if an interval reaches below it; if all lie far above, the axis starts below the lowest. name:
     unique on the page; scale: factor of all values."""
     drawn = [one for one in series if any(one.means)]
@@ -123,7 +124,17 @@ def line_chart(
     for place, (one, (values, lows, highs)) in enumerate(zip(drawn, bounds, strict=True)):
         beside = np.array(xs) + 0.015 * (np.ptp(xs) or 1.0) * (place - (len(drawn) - 1) / 2)
         colour = COLOURS[one.colour]
-        axes.plot(beside, values, color=colour, linewidth=0.8, marker=one.marker, markersize=4.5, label=one.label)
+        line = "-" if len(drawn) == 1 else "none"
+        axes.plot(
+            beside,
+            values,
+            linestyle=line,
+            color=colour,
+            linewidth=0.8,
+            marker=one.marker,
+            markersize=4.5,
+            label=one.label,
+        )
         axes.vlines(beside, lows, highs, color=colour, linewidth=1.2)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=all(float(x).is_integer() for x in xs)))
     axes.set_xlabel(x_label)

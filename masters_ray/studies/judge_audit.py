@@ -153,11 +153,11 @@ def fitness(judge: JudgeFigures, kappa: Interval | None) -> dict[str, Literal["f
 
 
 def needed(judge: JudgeFigures, kappa: Interval | None) -> float:
-    """Returns how many questions would in four of five samples tell the measures that ``fitness`` leaves open, if they
-    are as measured; 0 without one, NaN if one has no value or is at a limit."""
-    said, most = fitness(judge, kappa), [0.0]
-    for name, (one, *limits) in _measures(judge, kappa).items():
-        if said[name] == "open":
+    """Returns how many questions would in four of five samples tell each measure from its limits, if ``fitness`` leaves
+    one open and they are as measured; 0 if it leaves none open, NaN if one has no value or is at a limit."""
+    most = [0.0]
+    if "open" in fitness(judge, kappa).values():
+        for one, *limits in _measures(judge, kappa).values():
             distance = min(abs(one.value - limit) for limit in limits)
             alike = one.n and math.isclose(max(one.high - one.value, one.value - one.low), wilson(0, one.n).high)
             most.append(alike_needed(distance) if alike else questions_needed(replace(one, value=distance)))

@@ -198,12 +198,12 @@ class Recomputed:
                 f"{f' at step {at}' if several else ''} ({of:.3g})"
                 for field, (at, value, of) in peaks.items()
             )
-            when = f"Steps {steps[0]} to {steps[-1]}" if several else f"Step {steps[0]}"
+            when = f"Between steps {steps[0]} and {steps[-1]}" if several else f"Step {steps[0]}"
             recovery = self._recovery(steps[-1], peaks, names)
             found += [f"{when}: {said}. {recovery}"] if len(found) < 10 else []
             recovered += not recovery
         if together and recovered == len(together):
-            found.append("All recovered in the next steps.")
+            found.append("In the five steps after each, no value stayed above twice that median.")
         for field in names:
             steps = [step for step, *_ in odd[field]]
             usual = max(abs(row[field]) for row in self.steps if row["step"] not in steps)
@@ -214,6 +214,7 @@ class Recomputed:
         weights = [str(self.config["learner"][name]) for name in ("policy_weight", "kl_beta", "jsd_weight")]
         found.append(f"here they are {weights[0]}, {weights[1]} and {weights[2]}.")
         limit, norms = self.config["learner"]["gradient_clipping"], [row["grad_norm"] for row in self.steps]
+        found.append(f"Estimated (learner.kl_estimator={self.config['learner']['kl_estimator']}) on the answers")
         found.append(f"before it is clipped to {limit} (learner.gradient_clipping, dashed); clipped on")
         found.append(f"{sum(norm > limit for norm in norms)} of {len(norms)} steps.")
         found.append(f"is at most {max(row['jsd_error_bound'] for row in self.steps):#.3g} nats more")
@@ -342,6 +343,10 @@ class Recomputed:
             group = self._group(row)
             ratio = f"{100 * group['mask_ratio']:.0f} %"
             found.append(f"{group['id']} · kind “{group['kind']}” · stage {row['stage']} · mask ratio {ratio}")
+            apart = max(row["divergences"]) - min(row["divergences"])
+            rank, reasons = self._outranked(row)
+            if rank and "distillation" in reasons and apart < 0.001:
+                found.append(f"The answers’ JSDs are only {apart:.1g} nats apart, which R_distill stretches")
             cells = Counter[tuple[str, str, str]]()
             for place, one in enumerate(group["answers"]):
                 marks = " ".join("✓" if right else "✗" for right in (one["accuracy"], one["by_rule"]))

@@ -262,8 +262,8 @@ def headline(study: str, **figures: Any) -> str:
         (
             audited({"student": (25, 25)}, questions=50),
             "Whether the student is fit to judge cannot be told from 50 questions: it agreed with the rule on all of "
-            "the student’s answers, but so few leave room for -7.1 to 7.1 points (95 %), past the limit. "
-            "About 73 would tell if it judges others as it judged these.",
+            "the student’s answers, but so few leave room for a difference of -7.1 to 7.1 points (95 %), past the "
+            "limit. About 73 would tell if it judges others as it judged these.",
         ),
         (
             audited({"student": (50, 50)}, same=0.7),
@@ -295,6 +295,25 @@ def test_a_judge_whose_share_is_the_rules_by_chance_is_refused_by_kappa() -> Non
         "judge_audit", judges=[judge], kappas={"student": of_all.kappa}, fitness=found, questions=800, needed={}
     )
     assert told == "The student as a judge agrees with the rule little beyond chance (κ 0.00): do not train on it."
+
+
+def test_the_number_of_questions_that_would_tell_is_that_of_the_measure_nearest_to_its_limit() -> None:
+    """Of the teacher's answers, all alike, 73 would do; the student's are 0.021 from the limit with bounds 0.019 away,
+    and 60 · (0.019 · 2.802 / (1.960 · 0.021))² = 100."""
+    alike = resampled_share([0] * 60, range(60), -1.0)
+    near = Interval(value=0.029, low=0.012, high=0.05, n=60)
+    sure = Interval(value=0.98, low=0.95, high=1.0, n=60)
+    judge = judge_audit.JudgeFigures(
+        name="student",
+        unjudged=0,
+        right={},
+        more_right={"teacher": alike, "student": near},
+        consistency=sure,
+        seconds_per_answer=None,
+    )
+    assert judge_audit.fitness(judge, sure)["more right, student"] == "fit"
+    assert judge_audit.needed(judge, sure) == exactly(100, abs=0.5)
+    assert judge_audit.needed(replace(judge, more_right={"student": near}), sure) == 0
 
 
 @pytest.mark.parametrize(
