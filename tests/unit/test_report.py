@@ -353,8 +353,8 @@ def test_a_spike_is_told_with_its_step_and_does_not_flatten_its_curve(tmp_path: 
     (tmp_path / "skipped.jsonl").write_text(json.dumps(dataclasses.asdict(skipped)) + "\n")
     told = text_of(written(tmp_path, rows=spiked()))
     assert (
-        "Between steps 70 and 71: loss rose to 40 at step 70 (0.201), JSD was not finite at step 71 (0.00155), gradient "
-        "norm rose to 900 at step 70 (1.5)." in told
+        "Between steps 70 and 71: loss rose to 40 at step 70 (0.201), JSD was not finite at step 71 (0.00155), "
+        "gradient norm rose to 900 at step 70 (1.5)." in told
     )
     assert "In the five steps after each, no value stayed above twice that median." in told
     assert "Step 150 was skipped: the loss of train/<4> is not finite." in told
